@@ -1,0 +1,252 @@
+"""The session class that asks the unit of work before it commits, and the registry that binds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, cast
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.util import ScopedRegistry
+
+from .engines import Engines
+from .exc import AutoSessionError
+from .unit import Scope
+
+
+class UnitSession(Session):
+    """A session whose endings belong to a unit of work, mixed into the class the db came with.
+
+    Sessions made directly from ``db.session.session_factory`` have no ``scope`` and behave
+    like any other.
+    """
+
+    scope: Scope | None = None
+
+    @property
+    def _master(self) -> Scope | None:
+        scope = self.scope
+        return None if scope is None or scope.ending else scope
+
+    def commit(self) -> None:
+        """Commit, or whatever ``AUTOSESSION_EXPLICIT_COMMIT`` says of it."""
+        scope = self._master
+        if scope is None:
+            super().commit()
+        else:
+            scope.explicit_commit()
+
+    def rollback(self) -> None:
+        """Roll back; what was done so far is dropped, and a new unit of work begins."""
+        self._end("rollback()", super().rollback)
+
+    def close(self) -> None:
+        """Close; what was done so far is dropped, and a new unit of work begins."""
+        self._end("close()", super().close)
+
+    def reset(self) -> None:
+        """Close, in a way that lets the session be used again."""
+        self._end("reset()", super().reset)
+
+    def invalidate(self) -> None:
+        """Close, and throw the connections away."""
+        self._end("invalidate()", super().invalidate)
+
+    def _end(self, how: str, end: Callable[[], None]) -> None:
+        scope = self._master
+        if scope is None:
+            end()
+        else:
+            scope.explicit_end(how, end)
+
+    def flush(self, *args: Any, **kwargs: Any) -> None:
+        """Flush; where that fails, roll back at once and doom the unit of work."""
+        scope = self._master
+        if scope is None:
+            super().flush(*args, **kwargs)
+            return
+        unit = scope.unit
+        if unit.failure is not None or scope.frame.doom is not None:
+            if self._changed():
+                scope.refuse_doomed()
+            return
+        wrote = unit.wrote
+        try:
+            super().flush(*args, **kwargs)
+        except BaseException as error:
+            unit.wrote = wrote
+            scope.flush_failed(self, error)
+            raise
+
+    def _changed(self) -> bool:
+        return bool(self.new or self.deleted or any(map(self.is_modified, self.dirty)))
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """Begin a transaction whose end asks the unit of work, or set a savepoint."""
+        scope = self._master
+        if scope is None:
+            return super().begin(nested)
+        if not nested:
+            return cast(SessionTransaction, _Begun(self, super().begin()))
+        scope.settle()
+        # SQLAlchemy would flush while it builds the savepoint, where nothing can be rolled back.
+        self.flush()
+        transaction = super().begin(nested=True)
+        if not scope.unit.level:
+            _follow_savepoints(self)
+        scope.unit.savepoint_set(transaction)
+        return transaction
+
+    def connection(self, *args: Any, **kwargs: Any) -> Connection:
+        """Return the connection of the current transaction."""
+        scope = self._master
+        if scope is not None:
+            scope.settle()
+        return super().connection(*args, **kwargs)
+
+
+class _Begun:
+    """What ``with db.session.begin():`` holds: a transaction whose commit goes by the session.
+
+    SQLAlchemy's own object would commit past ``Session.commit()``.
+    """
+
+    def __init__(self, session: UnitSession, transaction: SessionTransaction) -> None:
+        self._session = session
+        self._transaction = transaction
+
+    def __enter__(self) -> SessionTransaction:
+        return cast(SessionTransaction, self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def commit(self) -> None:
+        self._session.commit()
+
+    def rollback(self) -> None:
+        self._session.rollback()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transaction, name)
+
+
+def _follow_savepoints(session: UnitSession) -> None:
+    # On this one session and only once it needs it: every event costs each request that has it.
+    if not event.contains(session, "after_commit", _released):
+        event.listen(session, "after_commit", _released)
+        event.listen(session, "after_transaction_end", _ended)
+
+
+def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
+    # A savepoint that was released is known no more. (after_soft_rollback would not do: it is
+    # not sent for a savepoint that a failed flush has rolled back before its block ended.)
+    if session.scope is not None:
+        session.scope.unit.savepoint_rolled_back(transaction)
+        session.scope.lift()
+
+
+def _released(session: UnitSession) -> None:
+    if session.scope is not None:
+        session.scope.unit.savepoint_released(session.get_nested_transaction())
+
+
+class UnitRegistry(ScopedRegistry[Session]):
+    """Keeps each context's session on its scope, so that it cannot outlive or change its context.
+
+    Flask-SQLAlchemy's own registry goes by the context's address, which the next context may get.
+    In contexts without a scope, those of other apps, that registry is asked as before.
+
+    :param plain: The registry that this one takes the place of.
+    :param scope: Returns the current scope, or None.
+    :param attach: Is called with each scope that gets a session.
+    """
+
+    def __init__(
+        self,
+        plain: ScopedRegistry[Session],
+        scope: Callable[[], Scope | None],
+        attach: Callable[[Scope], None],
+    ) -> None:
+        super().__init__(plain.createfunc, plain.scopefunc)
+        self._attach = attach
+        self.registry = plain.registry
+        self._plain = plain
+        self._scope = scope
+
+    def __call__(self) -> Session:
+        """Return the session of the current context; make it if there is none."""
+        scope = self._scope()
+        if scope is None:
+            return self._plain()
+        if scope.session is None:
+            self.set(self.createfunc())
+        return cast(Session, scope.session)
+
+    def has(self) -> bool:
+        """Tell whether the current context has a session."""
+        scope = self._scope()
+        return self._plain.has() if scope is None else scope.session is not None
+
+    def set(self, obj: Session) -> None:
+        """Make a session that of the current context."""
+        scope = self._scope()
+        if scope is None:
+            self._plain.set(obj)
+        else:
+            self._attach(scope)
+            scope.session = obj
+            if isinstance(obj, UnitSession):
+                obj.scope = scope
+
+    def clear(self) -> None:
+        """Forget the session of the current context."""
+        scope = self._scope()
+        if scope is None:
+            self._plain.clear()
+        else:
+            scope.session = None
+
+
+def wrap(
+    session: scoped_session[Any],
+    engines: Engines,
+    scope: Callable[[], Scope | None],
+    all_engines: Callable[[], Iterable[Engine]],
+) -> None:
+    """Make the sessions of a scoped session belong to units of work.
+
+    :param session: ``db.session``.
+    :param engines: Follows what the sessions' connections do.
+    :param scope: Returns the current scope, or None.
+    :param all_engines: Returns the engines of the current application.
+    """
+    factory = session.session_factory
+    kind = type(factory.class_.__name__, (UnitSession, factory.class_), {})
+    factory.class_ = kind
+
+    def attach(scope: Scope) -> None:
+        for engine in all_engines():
+            engines.attach(engine, scope)
+
+    session.registry = UnitRegistry(session.registry, scope, attach)
+
+    @event.listens_for(kind, "after_begin")
+    def after_begin(session: UnitSession, _: SessionTransaction, connection: Connection) -> None:
+        if session.scope is not None:
+            engines.adopt(connection, session.scope)
+
+    @event.listens_for(kind, "before_commit")
+    def before_commit(session: UnitSession) -> None:
+        if session.scope and not session.scope.ending and not session.in_nested_transaction():
+            raise AutoSessionError(
+                "The transaction was about to be committed past the unit of work, most likely by"
+                " db.session.get_transaction().commit(). Call db.session.commit() instead."
+            )

@@ -1,0 +1,175 @@
+"""What is known about one unit of work, and what follows from it. Nothing here touches a database."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import SessionTransaction
+
+Callback = Callable[[], Any]
+
+
+class State(enum.Enum):
+    """The states of a unit of work."""
+
+    IDLE = "idle"
+    ACTIVE = "active"
+    DOOMED = "doomed"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled back"
+
+
+class Phase(enum.Enum):
+    """What is going on in a context, which decides what an explicit commit means there."""
+
+    CONTEXT = "context"
+    """A script, a command, a thread: committed when the context is left."""
+    REQUEST = "request"
+    """Flask dispatches a request; its response decides."""
+    MANUAL = "manual"
+    """Inside a view that ends its transactions itself."""
+    DECIDED = "decided"
+    """The response has decided; what is written now needs a commit of its own."""
+    UNDISPATCHED = "undispatched"
+    """A request context that no request was dispatched in has ended: nobody decides."""
+    CALLBACK = "callback"
+    """An ``on_commit`` or ``on_rollback`` function runs, as a unit of its own."""
+
+
+@dataclass
+class Failure:
+    """What doomed a unit: the error (None for ``auto.doom()``), its place, and how deep it sits."""
+
+    error: BaseException | None
+    where: str
+    level: int = 0
+    """How many savepoints were open: 0 harms the whole unit, 1 the outermost savepoint."""
+    undone: bool = False
+    """Whether the database has rolled back already."""
+
+    def __str__(self) -> str:
+        # Only the class of the error: the text of a database error quotes the row's values.
+        what = "auto.doom() was called" if self.error is None else type(self.error).__name__
+        return f"{what} at {self.where}"
+
+
+@dataclass
+class _Savepoint:
+    transaction: SessionTransaction
+    callbacks: int
+
+
+@dataclass
+class Unit:
+    """One unit of work, from the first touch of the session to its commit or rollback."""
+
+    outcome: State | None = None
+    failure: Failure | None = None
+    wrote: bool = False
+    """Whether a statement wrote, so far as that can be seen. It only decides about warnings,
+    never about committing: a SELECT may call a function that writes."""
+    connections: list[Connection] = field(default_factory=list)
+    on_commit: list[Callback] = field(default_factory=list)
+    on_rollback: list[Callback] = field(default_factory=list)
+    _savepoints: list[_Savepoint] = field(default_factory=list)
+
+    @property
+    def state(self) -> State:
+        """Where the unit stands in its life."""
+        if self.outcome is not None:
+            return self.outcome
+        if self.failure is not None:
+            return State.DOOMED
+        used = self.connections or self.on_commit or self.on_rollback
+        return State.ACTIVE if used else State.IDLE
+
+    @property
+    def level(self) -> int:
+        """How many savepoints are open."""
+        return len(self._savepoints)
+
+    def failed(
+        self, error: BaseException, where: Callable[[], str], *, around: bool = False
+    ) -> None:
+        """Note that something failed at the current level; the first failure is the one told.
+
+        :param error: What was raised.
+        :param where: Returns the place; not asked if something has failed before.
+        :param around: Whether it harms what is around the innermost savepoint too.
+        """
+        level = max(self.level - around, 0)
+        if self.failure is None:
+            self.failure = Failure(error, where(), level)
+        else:
+            self.failure.level = min(self.failure.level, level)
+
+    def savepoint_set(self, transaction: SessionTransaction) -> None:
+        """Note that a savepoint was set; what is registered from now on belongs to it."""
+        self._savepoints.append(_Savepoint(transaction, len(self.on_commit)))
+
+    def savepoint_released(self, transaction: SessionTransaction | None) -> None:
+        """Note that a savepoint was released; a failure in it now sits in what is around it."""
+        depth = self._depth(transaction)
+        if depth is not None:
+            del self._savepoints[depth:]
+            if self.failure is not None:
+                self.failure.level = min(self.failure.level, depth)
+
+    def savepoint_rolled_back(self, transaction: SessionTransaction) -> None:
+        """Note that a savepoint was rolled back, and with it what was registered or failed in it.
+
+        ``on_rollback`` functions stay: they belong to the unit, and tell of its end.
+        """
+        depth = self._depth(transaction)
+        if depth is not None:
+            del self.on_commit[self._savepoints[depth].callbacks :]
+            del self._savepoints[depth:]
+            if self.failure is not None and self.failure.level > depth:
+                self.failure = None
+
+    def undone(self) -> None:
+        """Note that the whole transaction was rolled back while the unit goes on, doomed."""
+        assert self.failure is not None
+        self.failure.level = 0
+        self.failure.undone = True
+        self._savepoints.clear()
+        self.connections.clear()
+
+    def _depth(self, transaction: SessionTransaction | None) -> int | None:
+        for depth, savepoint in enumerate(self._savepoints):
+            if savepoint.transaction is transaction:
+                return depth
+        return None
+
+
+@dataclass
+class Frame:
+    """One request, callback or bare context; a request may stand inside another frame's context."""
+
+    name: Callable[[], str]
+    phase: Phase
+    drops: list[str] = field(default_factory=list)
+    """What was thrown away in this frame, told in a warning if the response says success."""
+    doom: Failure | None = None
+    request: object = None
+
+
+def decide(*, success: bool, failure: Failure | None) -> tuple[bool, str]:
+    """Decide whether a unit of work is committed.
+
+    The idea of deciding by the response's status in one small function is that of
+    pyramid_tm's commit veto.
+
+    :param success: What the response says: its status, or the rule of ``commit_when``.
+    :param failure: What doomed the unit, if anything.
+    :return: Whether to commit, and the reason in words.
+    """
+    if failure is not None:
+        return False, f"doomed: {failure}"
+    if not success:
+        return False, "the response says failure"
+    return True, "the response says success"

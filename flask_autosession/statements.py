@@ -1,0 +1,29 @@
+"""Telling statements that write from statements that only read, by their first word."""
+
+from __future__ import annotations
+
+import re
+
+# White space, comments and parentheses may stand before the word that says what it is.
+_FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(\w+)", re.DOTALL)
+_CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)\b", re.IGNORECASE)
+
+# VACUUM, ATTACH and PRAGMA change something, but must stand outside of a transaction.
+_READS = frozenset(
+    "SELECT VALUES SHOW EXPLAIN DESCRIBE DESC PRAGMA ATTACH DETACH VACUUM SET USE TABLE"
+    " BEGIN START COMMIT END ROLLBACK SAVEPOINT RELEASE".split()
+)
+
+
+def is_write(statement: str) -> bool:
+    """Tell whether a statement writes, as far as its text shows it.
+
+    :param statement: One SQL statement.
+    :return: False for queries, settings and transaction control, True for all else. A SELECT
+        counts as a query, though a function that it calls may write.
+    """
+    match = _FIRST_WORD.match(statement)
+    word = match[1].upper() if match else ""
+    if word == "WITH":
+        return _CHANGES.search(statement) is not None
+    return word not in _READS

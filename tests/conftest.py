@@ -1,0 +1,107 @@
+"""Databases for the tests, and the detector of whatever a test leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from flask import has_app_context
+from flask_autosession.session import UnitSession
+from sqlalchemy.exc import OperationalError
+
+from .world import Database, World
+
+POSTGRESQL = os.environ.get(
+    "AUTOSESSION_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+)
+MARIADB = os.environ.get("AUTOSESSION_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/")
+START = {
+    "postgresql": "start it with 'pg_ctlcluster 15 main start', or name one in"
+    " AUTOSESSION_TEST_POSTGRESQL",
+    "mariadb": "start it with 'service mariadb start', or name one in AUTOSESSION_TEST_MARIADB",
+}
+
+
+class _Server:
+    """A database on a server, made for one session of tests and dropped at its end."""
+
+    def __init__(self, kind: str, admin_uri: str) -> None:
+        self.name = f"autosession_test_{os.getpid()}_{uuid.uuid4().hex[:8]}"
+        url = sa.make_url(admin_uri)
+        self._admin = sa.create_engine(
+            url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool
+        )
+        try:
+            self._run(f"CREATE DATABASE {self.name}")
+        except OperationalError as error:
+            missing = f"{kind} does not answer at {url}: {START[kind]} ({error.orig})"
+            if os.environ.get("AUTOSESSION_REQUIRE_SERVICES") == "1":
+                pytest.fail(missing)
+            pytest.skip(missing)
+        self.uri = url.set(database=self.name).render_as_string(hide_password=False)
+        self._force = " WITH (FORCE)" if kind == "postgresql" else ""
+
+    def _run(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.exec_driver_sql(statement)
+
+    def drop(self) -> None:
+        self._run(f"DROP DATABASE {self.name}{self._force}")
+
+
+@pytest.fixture(scope="session")
+def postgresql_uri() -> Iterator[str]:
+    server = _Server("postgresql", POSTGRESQL)
+    yield server.uri
+    server.drop()
+
+
+@pytest.fixture(scope="session")
+def mariadb_uri() -> Iterator[str]:
+    server = _Server("mariadb", MARIADB)
+    yield server.uri
+    server.drop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """One database of each supported kind, with the tables of the tests, empty."""
+    kind = request.param
+    if kind == "sqlite":
+        uri = f"sqlite:///{tmp_path / 'test.db'}"
+    else:
+        uri = request.getfixturevalue(f"{kind}_uri")
+    database = Database(kind, uri)
+    database.create()
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def world(database: Database) -> Iterator[World]:
+    """An application with an AutoSession, made anew for each test."""
+    world = World(database)
+    yield world
+    world.close()
+
+
+def live_sessions() -> list[UnitSession]:
+    """Return the sessions that belong to a scope and still hold a transaction."""
+    return [
+        found
+        for found in gc.get_objects()
+        if isinstance(found, UnitSession) and found.scope is not None and found.in_transaction()
+    ]
+
+
+@pytest.fixture(autouse=True)
+def leaks() -> Iterator[None]:
+    """Fail a test that leaves a context pushed or a session in a transaction."""
+    yield
+    assert not has_app_context(), "the test left an app context pushed"
+    assert not live_sessions(), "the test left a session in a transaction"
