@@ -77,11 +77,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     :return: The values, with defaults for keys that are not set.
     :raises ConfigError: If a key with the prefix is unknown, or a value is none its key takes.
     """
-    values = {
-        key: _parse(key, value)
-        for key, value in config.items()
-        if isinstance(key, str) and key.startswith(PREFIX)
-    }
+    values = {key: _parse(key, value) for key, value in config.items() if key.startswith(PREFIX)}
     return Settings(**{KEYS[key]: value for key, value in values.items()})
 
 
@@ -96,6 +92,4 @@ def _parse(key: str, value: Any) -> Any:
     try:
         return kind.parse(value)
     except (KeyError, ValueError):
-        raise ConfigError(
-            f"app.config[{key!r}] is {value!r}, but it takes {kind.takes}."
-        ) from None
+        raise ConfigError(f"app.config[{key!r}] is {value!r}, but it takes {kind.takes}.") from None

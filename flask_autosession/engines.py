@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 from . import sqlite
 from .exc import ConfigError
+from .scope import Scope
 from .statements import is_write
-from .unit import Scope
 
 
 class Engines:
@@ -59,8 +59,7 @@ class Engines:
     ) -> None:
         scope = self._scope(connection)
         if scope is not None and is_write(statement):
-            if scope.unit.failure is not None or scope.frame.doom is not None:
-                scope.refuse_doomed()
+            scope.refuse_doomed(scope.unit.failure)
             scope.unit.wrote = True
 
     def _handle_error(self, context: ExceptionContext) -> None:

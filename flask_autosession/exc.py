@@ -46,7 +46,7 @@ class DoomedError(AutoSessionError, PendingRollbackError):
             else f"{type(first_failure).__name__} was raised"
         )
         advice = (
-            "Nothing more can be written in it."
+            "auto.commit() contradicts that: take one of the two out."
             if first_failure is None
             else "Let that exception leave the view, call db.session.rollback() to start"
             " over, or guard the write that may fail with 'with auto.savepoint():'."

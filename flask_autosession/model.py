@@ -18,10 +18,7 @@ _Attrs: TypeAlias = Mapping[str, Any]
 _Rule: TypeAlias = Callable[[type["ActiveRecord"], str], bool]
 _M = TypeVar("_M", bound="ActiveRecord")
 
-# The locks of a second look. FOR NO KEY UPDATE, on PostgreSQL, lets others insert rows that
-# refer to this one. A shared lock is what a failed INSERT leaves on MariaDB anyway.
-_NO_LOCK: Mapping[str, bool] = {}
-_SHARED: Mapping[str, bool] = {"read": True}
+# FOR NO KEY UPDATE on PostgreSQL, which lets others insert rows that refer to the locked one.
 _TO_CHANGE: Mapping[str, bool] = {"key_share": True}
 
 
@@ -41,9 +38,6 @@ class ActiveRecord:
         """Add the object to the session and flush the whole session.
 
         :return: The object itself, which now has its primary key.
-        :raises sqlalchemy.exc.SQLAlchemyError: What the database or the ORM refuses.
-
-        .. versionadded:: 0.1.0
         """
         session = _session(type(self))
         session.add(self)
@@ -57,8 +51,6 @@ class ActiveRecord:
             association proxies, and of hybrids and properties that have a setter.
         :return: The object itself.
         :raises TypeError: A name is no attribute of the model that can be set.
-
-        .. versionadded:: 0.1.0
         """
         _check(type(self), "update", attrs, _settable)
         _assign(self, attrs)
@@ -69,8 +61,6 @@ class ActiveRecord:
         """Delete the object's row and flush the whole session.
 
         :raises sqlalchemy.exc.InvalidRequestError: The object was never saved.
-
-        .. versionadded:: 0.1.0
         """
         session = _session(type(self))
         session.delete(self)
@@ -83,8 +73,6 @@ class ActiveRecord:
         :param attrs: The values, by the names that :meth:`update` or ``__init__`` takes.
         :return: The new object.
         :raises TypeError: A name is neither of them, or ``__init__`` misses a value.
-
-        .. versionadded:: 0.1.0
         """
         _check(cls, "create", attrs, _creatable)
         return _create(cls, attrs)
@@ -95,8 +83,6 @@ class ActiveRecord:
 
         :param ident: The key's value; a tuple or a dict if it has several columns.
         :return: The object, or None.
-
-        .. versionadded:: 0.1.0
         """
         return _session(cls).get(cls, ident)
 
@@ -113,8 +99,6 @@ class ActiveRecord:
         :raises TypeError: A name is none that can be looked up, or set.
         :raises sqlalchemy.exc.MultipleResultsFound: More than one row has these values.
         :raises sqlalchemy.exc.IntegrityError: The new row violates another constraint.
-
-        .. versionadded:: 0.1.0
         """
         attrs = {**by, **(defaults or {})}
         _check(cls, "get_or_create", attrs, _creatable)
@@ -132,8 +116,6 @@ class ActiveRecord:
         :param by: The values to look for, by the names of mapped attributes.
         :return: The object, and whether it was created.
         :raises: What :meth:`get_or_create` raises.
-
-        .. versionadded:: 0.1.0
         """
         changes = dict(defaults or {})
         _check(cls, "update_or_create", changes, _settable)
@@ -177,10 +159,7 @@ class _Swapped:
 
 def _session(cls: type[ActiveRecord]) -> sa_orm.scoped_session[Any]:
     if not hasattr(cls, "__fsa__"):
-        raise RuntimeError(
-            f"{cls.__name__} has no session, because it is not declared from db.Model. Pass its"
-            " base to SQLAlchemy(model_class=...), and derive the model from db.Model instead."
-        )
+        raise RuntimeError(f"{cls.__name__} has no session: derive the model from db.Model.")
     return cls.__fsa__.session
 
 
@@ -198,18 +177,15 @@ def _check(cls: type[ActiveRecord], method: str, names: Iterable[str], usable: _
 
 def _settable(cls: type[ActiveRecord], name: str) -> bool:
     prop = sa_orm.class_mapper(cls).attrs.get(name)
-    if isinstance(prop, sa_orm.SynonymProperty):
-        return _has_setter(prop.descriptor) and _settable(cls, prop.name)
     if isinstance(prop, sa_orm.RelationshipProperty):
         return not prop.viewonly
     if isinstance(prop, sa_orm.ColumnProperty):
         # column_property() of an expression can be assigned, but the flush passes over it.
         return isinstance(prop.columns[0], sa.Column)
-    descriptor = inspect.getattr_static(cls, name, None)
-    return isinstance(prop, sa_orm.CompositeProperty) or _has_setter(descriptor)
-
-
-def _has_setter(descriptor: object) -> bool:
+    if isinstance(prop, sa_orm.SynonymProperty) and not _settable(cls, prop.name):
+        return False
+    # Synonyms and composites keep the property behind them, whose setter may be missing.
+    descriptor = getattr(prop, "descriptor", None) or inspect.getattr_static(cls, name, None)
     kinds: tuple[Any, ...] = (property, hybrid_property, AssociationProxy)
     return isinstance(descriptor, kinds) and getattr(descriptor, "fset", True) is not None
 
@@ -244,37 +220,31 @@ def _assign(obj: ActiveRecord, attrs: _Attrs) -> None:
 
 
 def _find(cls: type[_M], by: _Attrs, lock: Mapping[str, bool] | None = None) -> _M | None:
-    query = sa.select(cls).filter_by(**by)
-    if lock is not None:
-        # What the session holds may be older than the row that another transaction wrote.
-        query = query.execution_options(populate_existing=True)
+    # At a second look, what the session holds may be older than what another one wrote.
+    query = sa.select(cls).filter_by(**by).execution_options(populate_existing=lock is not None)
     if lock:
-        # The model's own tables only: PostgreSQL cannot lock the outer joins that
-        # lazy="joined" and polymorphic loading add.
+        # The model's own tables: PostgreSQL cannot lock the outer join of lazy="joined".
         query = query.with_for_update(of=sa_orm.class_mapper(cls).tables, **lock)
     return _session(cls).scalars(query).unique().one_or_none()
 
 
 def _get_or_insert(cls: type[_M], by: _Attrs, attrs: _Attrs, *, lock: bool) -> tuple[_M, bool]:
-    # Not left to autoflush, which may be off: begin_nested() would flush what is pending, and
-    # its failure there would pass for a lost race.
+    # Or else begin_nested() would flush what is pending, whose failure is no lost race.
     _session(cls).flush()
     found = _find(cls, by)
     if found is not None and lock:
-        # Not at the first look: on MariaDB, to lock the gap where there is no row deadlocks
-        # with everyone else who is about to insert into it.
+        # Not at the first look: on MariaDB, locks on a gap deadlock with inserts into it.
         found = _find(cls, by, _TO_CHANGE)
     if found is not None:
         return found, False
     try:
-        # Made inside: the flush that begin_nested() begins with would trip over an object that
-        # is bound by a relationship to one in the session.
+        # Made inside, since the flush before it warns of an object that is related to another.
         with _session(cls).begin_nested():
             return _create(cls, attrs), True
     except IntegrityError:
-        # The lock makes the row visible in a REPEATABLE READ snapshot, MariaDB's default.
-        for again in (_TO_CHANGE,) if lock else (_NO_LOCK, _SHARED):
-            found = _find(cls, by, again)
-            if found is not None:
+        # A lock shows the row in spite of a REPEATABLE READ snapshot, MariaDB's default. Not
+        # before it is needed, and shared, as after the failed INSERT: else deadlocks follow.
+        for again in (_TO_CHANGE,) if lock else ({}, {"read": True}):
+            if (found := _find(cls, by, again)) is not None:
                 return found, False
         raise

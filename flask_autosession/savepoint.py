@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar, cast
 from sqlalchemy.orm import Session
 
 from .exc import DoomedError
-from .unit import Scope
+from .scope import Scope
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +20,7 @@ Enter = Callable[[], tuple[Scope, Session]]
 
 
 @contextmanager
-def _savepoint(scope: Scope, session: Session) -> Iterator[None]:
+def _savepoint(scope: Scope, session: Session) -> Generator[None]:
     with session.begin_nested():
         level = scope.unit.level
         yield
@@ -47,7 +47,10 @@ class Savepoint(AbstractContextManager[None, None]):
             self._open.append(stack.pop_all())
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self._open.pop().__exit__(kind, error, tb)
 

@@ -1,19 +1,16 @@
-"""The session class that asks the unit of work before it commits, and the registry that binds it."""
+"""The session class that asks the unit of work before it commits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, cast
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
-from sqlalchemy.util import ScopedRegistry
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, SessionTransaction
 
-from .engines import Engines
-from .exc import AutoSessionError
-from .unit import Scope
+from .scope import Scope
 
 
 class UnitSession(Session):
@@ -68,9 +65,9 @@ class UnitSession(Session):
             super().flush(*args, **kwargs)
             return
         unit = scope.unit
-        if unit.failure is not None or scope.frame.doom is not None:
+        if unit.failure is not None:
             if self._changed():
-                scope.refuse_doomed()
+                scope.refuse_doomed(unit.failure)
             return
         wrote = unit.wrote
         try:
@@ -121,7 +118,10 @@ class _Begun:
         return cast(SessionTransaction, self)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if error is None:
             self.commit()
@@ -156,97 +156,3 @@ def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
 def _released(session: UnitSession) -> None:
     if session.scope is not None:
         session.scope.unit.savepoint_released(session.get_nested_transaction())
-
-
-class UnitRegistry(ScopedRegistry[Session]):
-    """Keeps each context's session on its scope, so that it cannot outlive or change its context.
-
-    Flask-SQLAlchemy's own registry goes by the context's address, which the next context may get.
-    In contexts without a scope, those of other apps, that registry is asked as before.
-
-    :param plain: The registry that this one takes the place of.
-    :param scope: Returns the current scope, or None.
-    :param attach: Is called with each scope that gets a session.
-    """
-
-    def __init__(
-        self,
-        plain: ScopedRegistry[Session],
-        scope: Callable[[], Scope | None],
-        attach: Callable[[Scope], None],
-    ) -> None:
-        super().__init__(plain.createfunc, plain.scopefunc)
-        self._attach = attach
-        self.registry = plain.registry
-        self._plain = plain
-        self._scope = scope
-
-    def __call__(self) -> Session:
-        """Return the session of the current context; make it if there is none."""
-        scope = self._scope()
-        if scope is None:
-            return self._plain()
-        if scope.session is None:
-            self.set(self.createfunc())
-        return cast(Session, scope.session)
-
-    def has(self) -> bool:
-        """Tell whether the current context has a session."""
-        scope = self._scope()
-        return self._plain.has() if scope is None else scope.session is not None
-
-    def set(self, obj: Session) -> None:
-        """Make a session that of the current context."""
-        scope = self._scope()
-        if scope is None:
-            self._plain.set(obj)
-        else:
-            self._attach(scope)
-            scope.session = obj
-            if isinstance(obj, UnitSession):
-                obj.scope = scope
-
-    def clear(self) -> None:
-        """Forget the session of the current context."""
-        scope = self._scope()
-        if scope is None:
-            self._plain.clear()
-        else:
-            scope.session = None
-
-
-def wrap(
-    session: scoped_session[Any],
-    engines: Engines,
-    scope: Callable[[], Scope | None],
-    all_engines: Callable[[], Iterable[Engine]],
-) -> None:
-    """Make the sessions of a scoped session belong to units of work.
-
-    :param session: ``db.session``.
-    :param engines: Follows what the sessions' connections do.
-    :param scope: Returns the current scope, or None.
-    :param all_engines: Returns the engines of the current application.
-    """
-    factory = session.session_factory
-    kind = type(factory.class_.__name__, (UnitSession, factory.class_), {})
-    factory.class_ = kind
-
-    def attach(scope: Scope) -> None:
-        for engine in all_engines():
-            engines.attach(engine, scope)
-
-    session.registry = UnitRegistry(session.registry, scope, attach)
-
-    @event.listens_for(kind, "after_begin")
-    def after_begin(session: UnitSession, _: SessionTransaction, connection: Connection) -> None:
-        if session.scope is not None:
-            engines.adopt(connection, session.scope)
-
-    @event.listens_for(kind, "before_commit")
-    def before_commit(session: UnitSession) -> None:
-        if session.scope and not session.scope.ending and not session.in_nested_transaction():
-            raise AutoSessionError(
-                "The transaction was about to be committed past the unit of work, most likely by"
-                " db.session.get_transaction().commit(). Call db.session.commit() instead."
-            )

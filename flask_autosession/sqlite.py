@@ -8,17 +8,16 @@ while a transaction is open.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.pool import PoolProxiedConnection
 
 from .exc import SharedConnectionError
 from .statements import is_write
-
-_OWNER = "flask_autosession.writer"
 
 
 def attach(engine: Engine, mode: str) -> None:
@@ -31,60 +30,57 @@ def attach(engine: Engine, mode: str) -> None:
     """
     if mode == "off":
         return
-    _keep_owners_apart(engine)
+    writers = _Writers(engine)
     if mode == "on_write":
-        event.listen(engine, "before_cursor_execute", _before_write)
-        event.listen(engine, "savepoint", _before_savepoint)
+        event.listen(engine, "before_cursor_execute", writers.before_statement)
+        event.listen(engine, "savepoint", writers.before_savepoint)
     else:
-        command = f"BEGIN {mode.upper()}"
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Connection) -> None:
-            _begin(connection, command)
+        event.listen(engine, "begin", partial(writers.begin, command=f"BEGIN {mode.upper()}"))
 
 
-def _before_write(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-    if is_write(statement):
-        _begin(connection, "BEGIN IMMEDIATE")
+class _Writers:
+    """Who began the transaction that is open on each of an engine's driver connections.
 
+    In memory, all contexts share one driver connection: COMMIT or ROLLBACK from one that only read
+    would end the transaction of the one that writes. No event can hold them back, so the two
+    methods of this engine's own dialect object ask who began.
+    """
 
-def _before_savepoint(connection: Connection, name: str | None) -> None:
-    _begin(connection, "BEGIN IMMEDIATE")
+    def __init__(self, engine: Engine) -> None:
+        self._writers: dict[int, ref[Any]] = {}
+        dialect: Any = engine.dialect
+        dialect.do_commit = self._guard(dialect.do_commit)
+        dialect.do_rollback = self._guard(dialect.do_rollback)
 
+    def before_statement(self, connection: Connection, _: Any, statement: str, *__: Any) -> None:
+        if is_write(statement):
+            self.begin(connection)
 
-def _begin(connection: Connection, command: str) -> None:
-    fairy = connection.connection
-    if fairy.dbapi_connection.in_transaction:  # type: ignore[union-attr]
-        owner = _owner(fairy)
-        if owner is not None and owner is not fairy:
+    def before_savepoint(self, connection: Connection, _: str) -> None:
+        self.begin(connection)
+
+    def begin(self, connection: Connection, command: str = "BEGIN IMMEDIATE") -> None:
+        """Begin, unless this connection has; raise if another one has on the same driver's.
+
+        :raises SharedConnectionError: If so.
+        """
+        proxy = connection.connection
+        driver: Any = proxy.dbapi_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql(command)
+        elif self._writer(driver) not in (None, proxy):
             raise SharedConnectionError
-    else:
-        connection.exec_driver_sql(command)
-    fairy.info[_OWNER] = ref(fairy)
+        self._writers[id(driver)] = ref(proxy)
 
+    def _writer(self, driver: Any) -> Any:
+        writer = self._writers.get(id(driver))
+        return writer() if writer is not None else None
 
-def _owner(fairy: PoolProxiedConnection) -> Any:
-    reference = fairy.info.get(_OWNER)
-    return reference() if reference is not None else None
-
-
-def _keep_owners_apart(engine: Engine) -> None:
-    # In memory, all contexts share one connection: COMMIT or ROLLBACK from one that only read
-    # would end the transaction of the one that writes. No event can hold them back, so the two
-    # methods of this engine's own dialect object ask who began.
-    dialect = engine.dialect
-
-    def ask(end: Any) -> Any:
-        def guarded(connection: Any) -> None:
-            info = getattr(connection, "info", None)
-            if info is not None and _OWNER in info:
-                owner = _owner(connection)
-                if owner is not None and owner is not connection:
-                    return
-                del info[_OWNER]
-            end(connection)
+    def _guard(self, end: Callable[[Any], None]) -> Callable[[Any], None]:
+        def guarded(proxy: Any) -> None:
+            driver = getattr(proxy, "dbapi_connection", proxy)
+            if self._writer(driver) in (None, proxy):
+                self._writers.pop(id(driver), None)
+                end(proxy)
 
         return guarded
-
-    dialect.do_commit = ask(dialect.do_commit)  # type: ignore[method-assign]
-    dialect.do_rollback = ask(dialect.do_rollback)  # type: ignore[method-assign]

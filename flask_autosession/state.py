@@ -1,4 +1,4 @@
-"""What is known about one unit of work, and what follows from it. Nothing here touches a database."""
+"""What is known about one unit of work, and what follows from it. No database is touched here."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ class Unit:
     wrote: bool = False
     """Whether a statement wrote, so far as that can be seen. It only decides about warnings,
     never about committing: a SELECT may call a function that writes."""
-    connections: list[Connection] = field(default_factory=list)
-    on_commit: list[Callback] = field(default_factory=list)
-    on_rollback: list[Callback] = field(default_factory=list)
-    _savepoints: list[_Savepoint] = field(default_factory=list)
+    connections: list[Connection] = field(default_factory=list[Connection])
+    on_commit: list[Callback] = field(default_factory=list[Callback])
+    on_rollback: list[Callback] = field(default_factory=list[Callback])
+    _savepoints: list[_Savepoint] = field(default_factory=list[_Savepoint])
 
     @property
     def state(self) -> State:
@@ -152,10 +152,14 @@ class Frame:
 
     name: Callable[[], str]
     phase: Phase
-    drops: list[str] = field(default_factory=list)
+    drops: list[str] = field(default_factory=list[str])
     """What was thrown away in this frame, told in a warning if the response says success."""
     doom: Failure | None = None
     request: object = None
+    status: int | None = None
+
+    def __str__(self) -> str:
+        return self.name() if self.status is None else f"{self.name()} {self.status}"
 
 
 def decide(*, success: bool, failure: Failure | None) -> tuple[bool, str]:

@@ -10,8 +10,11 @@ _CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)\b", re.IGNORECA
 
 # VACUUM, ATTACH and PRAGMA change something, but must stand outside of a transaction.
 _READS = frozenset(
-    "SELECT VALUES SHOW EXPLAIN DESCRIBE DESC PRAGMA ATTACH DETACH VACUUM SET USE TABLE"
-    " BEGIN START COMMIT END ROLLBACK SAVEPOINT RELEASE".split()
+    {
+        *("SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "DESCRIBE", "DESC"),
+        *("PRAGMA", "ATTACH", "DETACH", "VACUUM", "SET", "USE"),
+        *("BEGIN", "START", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"),
+    }
 )
 
 

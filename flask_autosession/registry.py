@@ -1,0 +1,106 @@
+"""Binds each app context's session to its scope, and the session class to the unit of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import ScopedRegistry
+
+from .engines import Engines
+from .exc import AutoSessionError
+from .scope import Scope
+from .session import UnitSession
+
+
+class UnitRegistry(ScopedRegistry[Session]):
+    """Keeps each context's session on its scope, so that it cannot outlive or change its context.
+
+    Flask-SQLAlchemy's own registry goes by the context's address, which the next context may get.
+    In contexts without a scope, those of other apps, that registry is asked as before.
+
+    :param plain: The registry that this one takes the place of.
+    :param scope: Returns the current scope, or None.
+    :param attach: Is called with each scope that gets a session.
+    """
+
+    def __init__(
+        self,
+        plain: ScopedRegistry[Session],
+        scope: Callable[[], Scope | None],
+        attach: Callable[[Scope], None],
+    ) -> None:
+        super().__init__(plain.createfunc, plain.scopefunc)
+        self._attach = attach
+        self.registry = plain.registry
+        self._plain = plain
+        self._scope = scope
+
+    def __call__(self) -> Session:
+        """Return the session of the current context; make it if there is none."""
+        scope = self._scope()
+        if scope is None:
+            return self._plain()
+        if scope.session is None:
+            self.set(self.createfunc())
+        return cast(Session, scope.session)
+
+    def has(self) -> bool:
+        """Tell whether the current context has a session."""
+        scope = self._scope()
+        return self._plain.has() if scope is None else scope.session is not None
+
+    def set(self, obj: Session) -> None:
+        """Make a session that of the current context."""
+        scope = self._scope()
+        if scope is None:
+            self._plain.set(obj)
+        else:
+            self._attach(scope)
+            scope.session = obj
+            if isinstance(obj, UnitSession):
+                obj.scope = scope
+
+    def clear(self) -> None:
+        """Forget the session of the current context."""
+        scope = self._scope()
+        if scope is None:
+            self._plain.clear()
+        else:
+            scope.session = None
+
+
+def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | None]) -> None:
+    """Make the sessions of ``db.session`` belong to units of work.
+
+    :param db: The Flask-SQLAlchemy object.
+    :param engines: Follows what the sessions' connections do.
+    :param scope: Returns the current scope, or None.
+    """
+    session: Any = db.session
+    factory = session.session_factory
+    kind = type(factory.class_.__name__, (UnitSession, factory.class_), {})
+    factory.class_ = kind
+
+    def attach(scope: Scope) -> None:
+        for engine in db.engines.values():
+            engines.attach(engine, scope)
+
+    session.registry = UnitRegistry(session.registry, scope, attach)
+
+    @event.listens_for(kind, "after_begin")
+    def after_begin(session: UnitSession, _: SessionTransaction, connection: Connection) -> None:
+        if session.scope is not None:
+            engines.adopt(connection, session.scope)
+
+    @event.listens_for(kind, "before_commit")
+    def before_commit(session: UnitSession) -> None:
+        if session.scope and not session.scope.ending and not session.in_nested_transaction():
+            raise AutoSessionError(
+                "The transaction was about to be committed past the unit of work, most likely by the"
+                " commit() of a SessionTransaction. Call db.session.commit() instead."
+            )

@@ -1,0 +1,210 @@
+"""One app context: what goes on in it, and what therefore ends its units of work, and how."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from flask import Flask
+
+from .callsite import caller, raised_at
+from .config import Settings
+from .exc import DoomedError, ExplicitCommitError
+from .signals import unit_committed, unit_rolled_back
+from .state import Callback, Failure, Frame, Phase, State, Unit, decide
+from .unit import UnitOfWork
+
+logger = logging.getLogger("flask_autosession")
+
+
+class Scope(UnitOfWork):
+    """The session and the units of work of one app context.
+
+    :param app: The application that the context belongs to.
+    :param settings: Its configuration.
+    :param warned: The call sites that were warned of already; shared by the app's scopes.
+    """
+
+    def __init__(self, app: Flask, settings: Settings, warned: set[str]) -> None:
+        super().__init__()
+        self.app = app
+        self.settings = settings
+        self.frames = [Frame(lambda: "app context", Phase.CONTEXT)]
+        self._warned = warned
+        self._queue: deque[tuple[Callback, str]] = deque()
+        self._draining = False
+
+    @property
+    def frame(self) -> Frame:
+        """The innermost request, callback or context."""
+        return self.frames[-1]
+
+    @property
+    def failure(self) -> Failure | None:
+        """What dooms the unit, if anything."""
+        return self.frame.doom or super().failure
+
+    # What follows an end
+
+    def ended(self, unit: Unit, reason: str) -> None:
+        """Tell of the end of a unit, and run its callbacks."""
+        committed = unit.outcome is State.COMMITTED
+        logger.debug(
+            "%s: %s (%s)",
+            self.frame,
+            State.COMMITTED.value if committed else State.ROLLED_BACK.value,
+            reason,
+        )
+        if committed:
+            if unit_committed.receivers:
+                send = functools.partial(unit_committed.send, self.app)
+                self._queue.append((send, "unit_committed"))
+            self._queue.extend((callback, "on_commit") for callback in unit.on_commit)
+        else:
+            if unit_rolled_back.receivers:
+                send = functools.partial(unit_rolled_back.send, self.app, reason=reason)
+                self._queue.append((send, "unit_rolled_back"))
+            self._queue.extend((callback, "on_rollback") for callback in unit.on_rollback)
+        self._drain()
+
+    def _drain(self) -> None:
+        # What a callback registers itself is appended, so that it runs behind those that wait.
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._queue:
+                self._call(*self._queue.popleft())
+        finally:
+            self._draining = False
+            if self._queue:
+                logger.error("%d callbacks were not run: one was killed", len(self._queue))
+                self._queue.clear()
+
+    def _call(self, callback: Callback, kind: str) -> None:
+        name = f"{kind} {getattr(callback, '__qualname__', type(callback).__name__)}"
+        self.frames.append(Frame(lambda: name, Phase.CALLBACK))
+        try:
+            self.app.ensure_sync(callback)()
+            self.end_cleanly("it returned")
+        except BaseException as error:
+            self.rollback(f"{type(error).__name__} in a callback")
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("%s failed; its own work was rolled back", name)
+        finally:
+            self.frames.pop()
+
+    # What the application does explicitly
+
+    def explicit_commit(self) -> None:
+        """Do what ``db.session.commit()`` means here. See ``AUTOSESSION_EXPLICIT_COMMIT``.
+
+        :raises ExplicitCommitError: In a request, under ``forbid``.
+        :raises DoomedError: If the unit is doomed.
+        """
+        in_request = self.frame.phase is Phase.REQUEST
+        policy = self.settings.explicit_commit if in_request else "allow"
+        if policy == "forbid":
+            raise ExplicitCommitError(caller())
+        if policy == "flush" or self.frame.doom is not None:
+            # Under auto.doom() nothing is to be kept, whatever follows, a library's commit too.
+            self.refuse_doomed(self.unit.failure)
+            if self.session is not None:
+                self.session.flush()
+            return
+        if policy == "warn":
+            self._warn_once(caller())
+        self.commit("explicit commit")
+
+    def _warn_once(self, where: str) -> None:
+        if where not in self._warned:
+            self._warned.add(where)
+            logger.warning(
+                "db.session.commit() at %s commits what the request has done so far, whatever its"
+                " response will be. Remove it, or set AUTOSESSION_EXPLICIT_COMMIT. (Told once.)",
+                where,
+            )
+
+    def explicit_end(self, how: str, end: Callable[[], None]) -> None:
+        """Drop the unit because the application says so: ``rollback()``, ``close()``, ``remove()``.
+
+        :param how: The name of the method that was called.
+        :param end: The method itself, of the session's own class.
+        """
+        if self.unsaved:
+            self._drop(f"{how} was called at {caller()}")
+            if self.frame.phase is Phase.DECIDED:
+                self._tell_drops()
+        with self.driving():
+            end()
+        self._finish(State.ROLLED_BACK, f"explicit {how}")
+
+    # What the life of requests and contexts says
+
+    def _drop(self, what: str) -> None:
+        first = f" ({self.unit.failure} came first)" if self.unit.failure else ""
+        self.frame.drops.append(what + first)
+
+    def _tell_drops(self) -> None:
+        for drop in self.frame.drops:
+            logger.warning("%s: work was thrown away: %s", self.frame, drop)
+        self.frame.drops.clear()
+
+    def raised(self, error: BaseException) -> None:
+        """Roll back because an exception has left the application's code."""
+        what = f"{type(error).__name__} at {raised_at(error)}"
+        if self.unsaved:
+            self._drop(what)
+        self.rollback(what)
+
+    def conclude(self, success: bool, *, last: bool) -> None:
+        """End a request's unit as its response says.
+
+        Where that was done already, what came after it is dropped.
+
+        :param success: Whether the response says success.
+        :param last: Whether the session is removed next.
+        :raises Exception: What prevented the commit; the unit is rolled back then.
+        """
+        frame, failure = self.frame, self.failure
+        if frame.phase is Phase.DECIDED:
+            self.leftovers("it was written after the response was decided", last=last)
+        elif frame.phase is Phase.MANUAL:
+            self.leftovers("the view marked @auto.manual did not commit it", last=last)
+        else:
+            commit, reason = decide(success=success, failure=failure)
+            if commit:
+                self.commit(reason, last=last)
+            else:
+                if failure is not None and (self.unsaved or failure.error is not None):
+                    frame.drops.append(str(failure))
+                self.rollback(reason, last=last)
+        if success:
+            self._tell_drops()
+        frame.phase = Phase.DECIDED
+
+    def leftovers(self, why: str, *, last: bool = True) -> None:
+        """Roll back what nobody committed, with a warning if something was written."""
+        if self.unsaved:
+            logger.warning("%s: uncommitted work was dropped: %s", self.frame, why)
+        self.rollback(why, last=last)
+
+    def end_cleanly(self, reason: str, *, last: bool = False) -> None:
+        """End a unit that has no response to judge it by and raised nothing.
+
+        :param reason: Why, for the log.
+        :param last: Whether the session is removed next.
+        :raises DoomedError: If a failure in it was swallowed; it is rolled back all the same.
+        """
+        if self.frame.doom is not None:
+            self.rollback(f"doomed: {self.frame.doom}", last=last)
+            return
+        try:
+            self.commit(reason, last=last)
+        except DoomedError as error:
+            self.rollback(f"doomed at {error.where}", last=last)
+            raise
+        self._tell_drops()
