@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
@@ -21,7 +21,8 @@ class Engines:
     """
 
     def __init__(self) -> None:
-        self._scopes: WeakKeyDictionary[Connection, Scope] = WeakKeyDictionary()
+        # Weak on both sides: a scope knows its connections, and each would keep the other.
+        self._scopes: WeakKeyDictionary[Connection, ReferenceType[Scope]] = WeakKeyDictionary()
         self._known: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
 
     def attach(self, engine: Engine, scope: Scope) -> None:
@@ -46,11 +47,12 @@ class Engines:
         if connection not in scope.unit.connections:
             if _driver_commits(connection):
                 refuse_autocommit({"isolation_level": "AUTOCOMMIT"}, str(connection.engine.url))
-            self._scopes[connection] = scope
+            self._scopes[connection] = ref(scope)
             scope.unit.connections.append(connection)
 
     def _scope(self, connection: Connection | None) -> Scope | None:
-        scope = None if connection is None else self._scopes.get(connection)
+        found = None if connection is None else self._scopes.get(connection)
+        scope = None if found is None else found()
         # A connection that was handed to the session from outside goes on without it.
         return scope if scope is not None and connection in scope.unit.connections else None
 

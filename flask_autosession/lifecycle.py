@@ -86,6 +86,8 @@ class Lifecycle(ContextHooks):
         scope, app = self._open_frame(), cast(Any, self.app)
         try:
             response: Response = original(*args)
+            if scope.frame.errored:
+                return self._concluded(scope, response)
             try:
                 self._conclude(scope, response)
             except Exception as error:
@@ -173,7 +175,7 @@ class Lifecycle(ContextHooks):
         except Exception as error:
             # The handlers were asked once. Nobody is asked again, or it might go on for ever.
             scope.raised(error)
-            logger.exception("%s: the work of an error handler failed", scope.frame)
+            logger.exception("%s: the work of an error handler failed", str(scope.frame))
             return self.app.make_response(InternalServerError().get_response())
         return response
 

@@ -101,6 +101,6 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
     def before_commit(session: UnitSession) -> None:
         if session.scope and not session.scope.ending and not session.in_nested_transaction():
             raise AutoSessionError(
-                "The transaction was about to be committed past the unit of work, most likely by the"
+                "The transaction was about to be committed past the unit of work, most likely by"
                 " commit() of a SessionTransaction. Call db.session.commit() instead."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from flask import Flask
 
 from .callsite import caller, raised_at
 from .config import Settings
-from .exc import DoomedError, ExplicitCommitError
+from .exc import ExplicitCommitError
 from .signals import unit_committed, unit_rolled_back
 from .state import Callback, Failure, Frame, Phase, State, Unit, decide
 from .unit import UnitOfWork
@@ -99,6 +100,13 @@ class Scope(UnitOfWork):
 
     # What the application does explicitly
 
+    def lift(self, failure: Failure) -> None:
+        """Note that a savepoint's rollback has undone a failure; warn if nobody was told."""
+        super().lift(failure)
+        if sys.exception() is None:
+            # SQLAlchemy ends the block of a savepoint in which a flush has failed without a word.
+            self.frame.drops.append(str(failure))
+
     def explicit_commit(self) -> None:
         """Do what ``db.session.commit()`` means here. See ``AUTOSESSION_EXPLICIT_COMMIT``.
 
@@ -144,20 +152,23 @@ class Scope(UnitOfWork):
 
     # What the life of requests and contexts says
 
-    def _drop(self, what: str) -> None:
-        first = f" ({self.unit.failure} came first)" if self.unit.failure else ""
-        self.frame.drops.append(what + first)
+    def _drop(self, what: str, error: BaseException | None = None) -> None:
+        failure = self.unit.failure
+        if failure is not None and failure.error is not error:
+            what = f"{what} ({failure} came first)"
+        self.frame.drops.append(what)
 
     def _tell_drops(self) -> None:
         for drop in self.frame.drops:
-            logger.warning("%s: work was thrown away: %s", self.frame, drop)
+            logger.warning("%s: work was thrown away: %s", str(self.frame), drop)
         self.frame.drops.clear()
 
     def raised(self, error: BaseException) -> None:
         """Roll back because an exception has left the application's code."""
+        self.frame.errored = True
         what = f"{type(error).__name__} at {raised_at(error)}"
         if self.unsaved:
-            self._drop(what)
+            self._drop(what, error)
         self.rollback(what)
 
     def conclude(self, success: bool, *, last: bool) -> None:
@@ -177,7 +188,7 @@ class Scope(UnitOfWork):
         else:
             commit, reason = decide(success=success, failure=failure)
             if commit:
-                self.commit(reason, last=last)
+                self._commit_or_end(reason, last=last)
             else:
                 if failure is not None and (self.unsaved or failure.error is not None):
                     frame.drops.append(str(failure))
@@ -189,7 +200,7 @@ class Scope(UnitOfWork):
     def leftovers(self, why: str, *, last: bool = True) -> None:
         """Roll back what nobody committed, with a warning if something was written."""
         if self.unsaved:
-            logger.warning("%s: uncommitted work was dropped: %s", self.frame, why)
+            logger.warning("%s: uncommitted work was dropped: %s", str(self.frame), why)
         self.rollback(why, last=last)
 
     def end_cleanly(self, reason: str, *, last: bool = False) -> None:
@@ -197,14 +208,18 @@ class Scope(UnitOfWork):
 
         :param reason: Why, for the log.
         :param last: Whether the session is removed next.
-        :raises DoomedError: If a failure in it was swallowed; it is rolled back all the same.
+        :raises Exception: What prevented the commit, :exc:`DoomedError` if that was a failure that
+            the application swallowed; the unit is rolled back then.
         """
         if self.frame.doom is not None:
             self.rollback(f"doomed: {self.frame.doom}", last=last)
             return
+        self._commit_or_end(reason, last=last)
+        self._tell_drops()
+
+    def _commit_or_end(self, reason: str, *, last: bool) -> None:
         try:
             self.commit(reason, last=last)
-        except DoomedError as error:
-            self.rollback(f"doomed at {error.where}", last=last)
+        except BaseException as error:
+            self.raised(error)
             raise
-        self._tell_drops()

@@ -23,6 +23,15 @@ class UnitSession(Session):
     scope: Scope | None = None
 
     @property
+    def autoflush(self) -> bool:
+        """Whether queries flush what is pending; never in a unit that can only be rolled back."""
+        return self._autoflush_wanted and not (self.scope and self.scope.unit.failure)
+
+    @autoflush.setter
+    def autoflush(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._autoflush_wanted = value
+
+    @property
     def _master(self) -> Scope | None:
         scope = self.scope
         return None if scope is None or scope.ending else scope
@@ -123,10 +132,14 @@ class _Begun:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.commit()
-        else:
+        if error is not None:
             self.rollback()
+            return
+        try:
+            self.commit()
+        except BaseException:
+            self.rollback()
+            raise
 
     def commit(self) -> None:
         self._session.commit()
@@ -149,8 +162,9 @@ def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
     # A savepoint that was released is known no more. (after_soft_rollback would not do: it is
     # not sent for a savepoint that a failed flush has rolled back before its block ended.)
     if session.scope is not None:
-        session.scope.unit.savepoint_rolled_back(transaction)
-        session.scope.lift()
+        failure = session.scope.unit.savepoint_rolled_back(transaction)
+        if failure is not None:
+            session.scope.lift(failure)
 
 
 def _released(session: UnitSession) -> None:

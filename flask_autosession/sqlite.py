@@ -8,7 +8,9 @@ while a transaction is open.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -18,6 +20,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from .exc import SharedConnectionError
 from .statements import is_write
+
+_TURN = "flask_autosession.turn"
 
 
 def attach(engine: Engine, mode: str) -> None:
@@ -38,6 +42,18 @@ def attach(engine: Engine, mode: str) -> None:
         event.listen(engine, "begin", partial(writers.begin, command=f"BEGIN {mode.upper()}"))
 
 
+@dataclass
+class _Turn:
+    """Who may end the transaction that is open on a driver's connection."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    writer: ref[Any] | None = None
+
+    def belongs_to(self, proxy: Any) -> bool:
+        writer = None if self.writer is None else self.writer()
+        return writer is None or writer is proxy
+
+
 class _Writers:
     """Who began the transaction that is open on each of an engine's driver connections.
 
@@ -47,7 +63,6 @@ class _Writers:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._writers: dict[int, ref[Any]] = {}
         dialect: Any = engine.dialect
         dialect.do_commit = self._guard(dialect.do_commit)
         dialect.do_rollback = self._guard(dialect.do_rollback)
@@ -66,21 +81,28 @@ class _Writers:
         """
         proxy = connection.connection
         driver: Any = proxy.dbapi_connection
-        if not driver.in_transaction:
-            connection.exec_driver_sql(command)
-        elif self._writer(driver) not in (None, proxy):
-            raise SharedConnectionError
-        self._writers[id(driver)] = ref(proxy)
-
-    def _writer(self, driver: Any) -> Any:
-        writer = self._writers.get(id(driver))
-        return writer() if writer is not None else None
+        turn = _turn(proxy)
+        with turn.lock:
+            if not driver.in_transaction:
+                connection.exec_driver_sql(command)
+            elif not turn.belongs_to(proxy):
+                raise SharedConnectionError
+            turn.writer = ref(proxy)
 
     def _guard(self, end: Callable[[Any], None]) -> Callable[[Any], None]:
         def guarded(proxy: Any) -> None:
-            driver = getattr(proxy, "dbapi_connection", proxy)
-            if self._writer(driver) in (None, proxy):
-                self._writers.pop(id(driver), None)
-                end(proxy)
+            turn = _turn(proxy)
+            with turn.lock:
+                if turn.belongs_to(proxy):
+                    turn.writer = None
+                    end(proxy)
 
         return guarded
+
+
+def _turn(proxy: Any) -> _Turn:
+    try:
+        turn: _Turn = proxy.info.setdefault(_TURN, _Turn())
+    except NotImplementedError:  # while the engine makes its very first connection
+        return _Turn()
+    return turn

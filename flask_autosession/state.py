@@ -92,16 +92,13 @@ class Unit:
         """How many savepoints are open."""
         return len(self._savepoints)
 
-    def failed(
-        self, error: BaseException, where: Callable[[], str], *, around: bool = False
-    ) -> None:
-        """Note that something failed at the current level; the first failure is the one told.
+    def failed(self, error: BaseException, where: Callable[[], str], *, level: int) -> None:
+        """Note that something failed; the first failure is the one told.
 
         :param error: What was raised.
         :param where: Returns the place; not asked if something has failed before.
-        :param around: Whether it harms what is around the innermost savepoint too.
+        :param level: How many savepoints are around what it harms.
         """
-        level = max(self.level - around, 0)
         if self.failure is None:
             self.failure = Failure(error, where(), level)
         else:
@@ -119,17 +116,23 @@ class Unit:
             if self.failure is not None:
                 self.failure.level = min(self.failure.level, depth)
 
-    def savepoint_rolled_back(self, transaction: SessionTransaction) -> None:
+    def savepoint_rolled_back(self, transaction: SessionTransaction) -> Failure | None:
         """Note that a savepoint was rolled back, and with it what was registered or failed in it.
 
         ``on_rollback`` functions stay: they belong to the unit, and tell of its end.
+
+        :return: The failure that was undone, if there was one.
         """
         depth = self._depth(transaction)
-        if depth is not None:
-            del self.on_commit[self._savepoints[depth].callbacks :]
-            del self._savepoints[depth:]
-            if self.failure is not None and self.failure.level > depth:
-                self.failure = None
+        if depth is None:
+            return None
+        del self.on_commit[self._savepoints[depth].callbacks :]
+        del self._savepoints[depth:]
+        failure = self.failure
+        if failure is None or failure.level <= depth:
+            return None
+        self.failure = None
+        return failure
 
     def undone(self) -> None:
         """Note that the whole transaction was rolled back while the unit goes on, doomed."""
@@ -157,6 +160,8 @@ class Frame:
     doom: Failure | None = None
     request: object = None
     status: int | None = None
+    errored: bool = False
+    """Whether an exception has been passed on to the error handlers."""
 
     def __str__(self) -> str:
         return self.name() if self.status is None else f"{self.name()} {self.status}"

@@ -32,7 +32,7 @@ class UnitOfWork(ABC):
         self.unit = Unit()
         self.ending = False
         """True while this class itself drives the session, so that its overrides stand back."""
-        self._guarded: tuple[Session, bool] | None = None
+        self._guarded: Session | None = None
         self._sent: list[Connection] = []
         self._broken: Connection | None = None
 
@@ -76,11 +76,11 @@ class UnitOfWork(ABC):
     # Endings
 
     def commit(self, reason: str, *, last: bool = False) -> None:
-        """End the unit by committing it, or raise what prevented that, with all of it rolled back.
+        """End the unit by committing it, or doom it and raise what prevented that.
 
         :param reason: Why, for the log.
         :param last: Whether the session is removed next, so that nobody reads its objects anew.
-        :raises DoomedError: If the unit is doomed; it goes on then, and nothing is ended.
+        :raises DoomedError: If the unit is doomed already.
         """
         self.refuse_doomed(self.failure)
         session = self.session
@@ -92,7 +92,8 @@ class UnitOfWork(ABC):
             except BaseException as error:
                 if not self._was_committed(error):
                     self._report_split()
-                    self.rollback(f"the commit failed with {type(error).__name__}")
+                    self._fail(session, error, level=0)
+                    self.settle()
                     raise
                 logger.exception("A listener failed after the commit, which stands")
                 self._clear(session)
@@ -180,7 +181,7 @@ class UnitOfWork(ABC):
 
     def flush_failed(self, session: Session, error: BaseException) -> None:
         """Doom the unit, or just the open savepoint, because a flush has failed in it."""
-        self._fail(session, error)
+        self._fail(session, error, level=self.unit.level)
         self.settle()
 
     def statement_failed(
@@ -197,13 +198,13 @@ class UnitOfWork(ABC):
             # Where a savepoint's own end fails, nothing in it is undone: PostgreSQL refuses to
             # release it after an error in it, MariaDB has lost it after a deadlock.
             around = statement.startswith(("RELEASE", "ROLLBACK TO"))
-            self._fail(self.session, error, around=around)
+            level = max(self.unit.level - around, 0)
+            self._fail(self.session, error, level=level)
 
-    def _fail(self, session: Session, error: BaseException, *, around: bool = False) -> None:
-        self.unit.failed(error, caller, around=around)
+    def _fail(self, session: Session, error: BaseException, *, level: int) -> None:
+        self.unit.failed(error, caller, level=level)
         if self._guarded is None:
-            self._guarded = (session, session.autoflush)
-            session.autoflush = False
+            self._guarded = session
             event.listen(session, "do_orm_execute", self._before_execute)
 
     def _before_execute(self, _: ORMExecuteState) -> None:
@@ -220,16 +221,13 @@ class UnitOfWork(ABC):
         self._clear(session)
         self.unit.undone()
 
-    def lift(self) -> None:
-        """Take the guard off the session again if a savepoint's rollback undid the failure."""
-        if self.unit.failure is None:
-            self._unguard()
+    def lift(self, failure: Failure) -> None:
+        """Take the guard off the session again: a savepoint's rollback has undone the failure."""
+        self._unguard()
 
     def _unguard(self) -> None:
         if self._guarded is not None:
-            session, autoflush = self._guarded
-            session.autoflush = autoflush
-            event.remove(session, "do_orm_execute", self._before_execute)
+            event.remove(self._guarded, "do_orm_execute", self._before_execute)
             self._guarded = None
 
 

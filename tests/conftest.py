@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm.session
 from flask import has_app_context
-from flask_autosession.session import UnitSession
 from sqlalchemy.exc import OperationalError
+
+from flask_autosession.session import UnitSession
 
 from .world import Database, World
 
@@ -55,31 +56,45 @@ class _Server:
 
 
 @pytest.fixture(scope="session")
-def postgresql_uri() -> Iterator[str]:
-    server = _Server("postgresql", POSTGRESQL)
-    yield server.uri
+def postgresql() -> Iterator[Database]:
+    yield from _served("postgresql", POSTGRESQL)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Database]:
+    yield from _served("mariadb", MARIADB)
+
+
+def _served(kind: str, admin_uri: str) -> Iterator[Database]:
+    server = _Server(kind, admin_uri)
+    database = Database(kind, server.uri)
+    database.create()
+    yield database
+    database.engine.dispose()
     server.drop()
 
 
 @pytest.fixture(scope="session")
-def mariadb_uri() -> Iterator[str]:
-    server = _Server("mariadb", MARIADB)
-    yield server.uri
-    server.drop()
+def postgresql_uri(postgresql: Database) -> str:
+    return postgresql.uri
+
+
+@pytest.fixture(scope="session")
+def mariadb_uri(mariadb: Database) -> str:
+    return mariadb.uri
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """One database of each supported kind, with the tables of the tests, empty."""
-    kind = request.param
-    if kind == "sqlite":
-        uri = f"sqlite:///{tmp_path / 'test.db'}"
+    if request.param == "sqlite":
+        database = Database("sqlite", f"sqlite:///{tmp_path / 'test.db'}")
+        database.create()
+        yield database
     else:
-        uri = request.getfixturevalue(f"{kind}_uri")
-    database = Database(kind, uri)
-    database.create()
-    yield database
-    database.drop()
+        database = request.getfixturevalue(request.param)
+        yield database
+        database.empty()
 
 
 @pytest.fixture
@@ -93,9 +108,9 @@ def world(database: Database) -> Iterator[World]:
 def live_sessions() -> list[UnitSession]:
     """Return the sessions that belong to a scope and still hold a transaction."""
     return [
-        found
-        for found in gc.get_objects()
-        if isinstance(found, UnitSession) and found.scope is not None and found.in_transaction()
+        session
+        for session in sqlalchemy.orm.session._sessions.values()
+        if isinstance(session, UnitSession) and session.scope and session.in_transaction()
     ]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask_autosession import DoomedError
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError, StatementError
 from sqlalchemy.orm.exc import StaleDataError
+
+from flask_autosession import DoomedError
 
 from .test_rows_request import answer
 from .world import World, thing
@@ -96,6 +97,11 @@ def test_row_09_the_database_is_rolled_back_at_once(world: World) -> None:
     assert seen == [1]
 
 
+def _in_savepoint(world: World) -> None:
+    with world.auto.savepoint():
+        world.Thing(name="later").save()
+
+
 WRITES: dict[str, Callable[[World], Any]] = {
     "save": lambda world: world.Thing(name="later").save(),
     "flush": lambda world: (
@@ -110,13 +116,8 @@ WRITES: dict[str, Callable[[World], Any]] = {
     "bulk": lambda world: world.db.session.bulk_insert_mappings(world.Thing, [{"name": "later"}]),
     "commit": lambda world: world.db.session.commit(),
     "auto.commit": lambda world: world.auto.commit(),
-    "savepoint": lambda world: _in_savepoint(world),
+    "savepoint": _in_savepoint,
 }
-
-
-def _in_savepoint(world: World) -> None:
-    with world.auto.savepoint():
-        world.Thing(name="later").save()
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)

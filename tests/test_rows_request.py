@@ -596,7 +596,7 @@ def _statements(world: World) -> list[str]:
 
 
 def test_row_13_a_request_that_does_not_use_the_session_costs_no_connection(world: World) -> None:
-    """No connection is taken and no statement sent; the callbacks follow the status all the same."""
+    """No connection is taken and nothing is sent; the callbacks follow the status all the same."""
     sent, history = _statements(world), []
 
     def view() -> Any:

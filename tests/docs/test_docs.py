@@ -186,7 +186,7 @@ def test_the_api_page_has_every_public_method(cls: type) -> None:
     printed = re.findall(
         r"^ +\.\. auto(?:method|property):: (\w+)(?:\(\w*\))?$", section, re.MULTILINE
     )
-    assert sorted(printed) == sorted(name for name in vars(cls) if not name.startswith("_"))
+    assert sorted(printed) == sorted(name for name in dir(cls) if not name.startswith("_"))
 
 
 def test_the_api_page_says_what_to_do_for_each_error() -> None:

@@ -1,0 +1,1 @@
+"""Random programs, run through a real application and through a plain model of the contract."""
