@@ -135,7 +135,9 @@ class ContextHooks:
     def _remove(self) -> None:
         scope = scope_of_context()
         if scope is not None:
-            scope.leftovers("it was written while the context was torn down")
-            scope.remove()
-            if not has_request_context():
-                delattr(g, SCOPE)  # the same context may be pushed again
+            try:
+                scope.leftovers("it was written while the context was torn down")
+            finally:
+                scope.remove()
+                if not has_request_context():
+                    delattr(g, SCOPE)  # the same context may be pushed again

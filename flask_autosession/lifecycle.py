@@ -71,12 +71,16 @@ class Lifecycle(ContextHooks):
 
     def wsgi_app(self, original: Any, *args: Any) -> Any:
         """Commit what an outer app context has done, so that the request sees it."""
-        outer = self._outer()
-        if outer is not None and outer.frame.phase is not Phase.MANUAL:
-            outer.end_cleanly("a request begins inside of this context")
         if getattr(self.app.handle_exception, "func", None) != self.handle_exception:
             # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
             self._wrap(self.handle_exception)
+        outer = self._outer()
+        if outer is not None and outer.frame.phase is not Phase.CONTEXT:
+            # A request made by a view, whose own unit is not over: neither may end the other's.
+            with self.app.app_context():
+                return original(*args)
+        if outer is not None:
+            outer.end_cleanly("a request begins inside of this context")
         return original(*args)
 
     # The request
@@ -161,7 +165,7 @@ class Lifecycle(ContextHooks):
         """
         response: Response = original(*args)
         scope = self.scope()
-        if not self._success(response):
+        if scope.frame.request is current_request() and not self._success(response):
             self._conclude(scope, response)
         return response
 

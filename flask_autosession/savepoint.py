@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .exc import DoomedError
@@ -21,14 +22,22 @@ Enter = Callable[[], tuple[Scope, Session]]
 
 @contextmanager
 def _savepoint(scope: Scope, session: Session) -> Generator[None]:
-    with session.begin_nested():
-        level = scope.unit.level
-        yield
-        # Here, still inside, so that what fails is undone by this savepoint and no more.
-        session.flush()
+    try:
+        with session.begin_nested():
+            level = scope.unit.level
+            yield
+            # Here, still inside, so that what fails is undone by this savepoint and no more.
+            session.flush()
+            failure = scope.unit.failure
+            if failure is not None and failure.level >= level:
+                raise DoomedError(failure.error, failure.where)
+    except DBAPIError as error:
+        # After a deadlock MariaDB has no savepoint to roll back to, and says just that. What the
+        # caller may want to try again for is the deadlock.
         failure = scope.unit.failure
-        if failure is not None and failure.level >= level:
-            raise DoomedError(failure.error, failure.where)
+        if failure is not None and isinstance(failure.error, DBAPIError):
+            raise failure.error from error
+        raise
 
 
 class Savepoint(AbstractContextManager[None, None]):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import flask_autosession
 import pytest
+
+import flask_autosession
 
 PACKAGE = Path(flask_autosession.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
-from flask_autosession import ActiveRecord, AutoSession, SharedConnectionError
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from flask_autosession import ActiveRecord, AutoSession, SharedConnectionError
 
 
 class Shop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+
 from flask_autosession import DoomedError, NoUnitError
 from flask_autosession.state import Failure, State, Unit, decide
 from flask_autosession.statements import is_write

@@ -1,6 +1,6 @@
 """A plain model of the contract: what a program must come to, worked out without a database.
 
-It knows of SQLAlchemy only what a reader of its documentation does: a flush sends inserts, updates
+It knows of SQLAlchemy only what a reader of its documentation does: a flush sends updates, inserts
 and deletes in this order, and a failed flush ends its savepoint. Of the databases it knows that
 PostgreSQL takes no statement after one that failed, until something is rolled back.
 """
@@ -290,12 +290,12 @@ class Model:
             raise Failed("refused")
         rows = dict(unit.rows)
         try:
-            for row in unit.new:
-                self._insert(rows, row)
             for key in sorted(unit.changed.keys() - unit.deleted):
                 row = rows.pop(key)
                 self._check(rows, unit.changed[key])
                 rows[key] = Row(unit.changed[key], row.orphan)
+            for row in unit.new:
+                self._insert(rows, row)
             for key in unit.deleted:
                 del rows[key]
         except Failed:
