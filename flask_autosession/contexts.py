@@ -39,8 +39,12 @@ def is_shared() -> bool:
 
 
 def is_clean(error: BaseException) -> bool:
-    if error is getattr(g, IN_FLIGHT, None):
-        return True
+    """Whether an exception that is about while a context is left is none of its own."""
+    return error is getattr(g, IN_FLIGHT, None) or exits_cleanly(error)
+
+
+def exits_cleanly(error: BaseException) -> bool:
+    """Whether an exception is sys.exit() with a code that says success."""
     return isinstance(error, SystemExit) and error.code in (None, 0)
 
 
@@ -88,8 +92,11 @@ class ContextHooks:
     def do_teardown_request(self, original: Any, *args: Any) -> None:
         """Note that the request's fate is decided, before the teardown functions run."""
         scope, shared = self.scope(), is_shared()
-        current = current_request()
-        dispatched = scope.frame.request is current
+        dispatched = scope.frame.request is current_request()
+        if dispatched and scope.frame.running:
+            # The end of a copy, made by copy_current_request_context, in the same app context.
+            original(*args)
+            return
         if dispatched:
             scope.frame.phase = Phase.DECIDED
         elif not shared and scope.frame.phase is Phase.CONTEXT:
@@ -125,6 +132,8 @@ class ContextHooks:
             )
         elif phase is Phase.DECIDED:
             scope.leftovers("it was written after the response was decided")
+        elif phase is Phase.UNIT:
+            scope.leftovers("the context was left before the block of auto.unit()")
         elif error is not None and not is_clean(error):
             scope.raised(error)
         elif self.settings.commit_contexts:

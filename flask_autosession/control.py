@@ -12,6 +12,7 @@ from flask import Flask, current_app
 from sqlalchemy.orm import scoped_session
 
 from .callsite import caller
+from .contexts import exits_cleanly
 from .exc import NoUnitError
 from .savepoint import Savepoint
 from .scope import Scope
@@ -116,7 +117,15 @@ class Control(ABC):
             app = self._default_app()
         with app.app_context():
             scope = self._require("auto.unit()")
-            yield
+            scope.frame.phase = Phase.UNIT
+            try:
+                yield
+            except BaseException as error:
+                if not exits_cleanly(error):
+                    scope.raised(error)
+                    raise
+                scope.end_cleanly("the unit was left by sys.exit(0)", last=True)
+                raise
             scope.end_cleanly("the unit was left", last=True)
 
     def manual(self, view: Callable[P, R]) -> Callable[P, R]:

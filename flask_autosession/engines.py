@@ -66,9 +66,9 @@ class Engines:
 
     def _handle_error(self, context: ExceptionContext) -> None:
         scope = self._scope(context.connection)
-        if scope is not None and context.connection is not None:
+        if scope is not None:
             error = context.sqlalchemy_exception or context.original_exception
-            scope.statement_failed(context.connection, error, context.statement or "")
+            scope.statement_failed(error, context.statement or "")
 
     def _commit(self, connection: Connection) -> None:
         scope = self._scope(connection)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from flask import Flask, Response, current_app, has_app_context
@@ -52,6 +53,7 @@ class Lifecycle(ContextHooks):
             self.preprocess_request,
             self.dispatch_request,
             self.process_response,
+            self.handle_user_exception,
             self.handle_exception,
             self.do_teardown_request,
             self.do_teardown_appcontext,
@@ -87,8 +89,8 @@ class Lifecycle(ContextHooks):
 
     def full_dispatch_request(self, original: Any, *args: Any) -> Response:
         """Dispatch the request, and end its unit of work when all but the sending is done."""
-        scope, app = self._open_frame(), cast(Any, self.app)
-        try:
+        app = cast(Any, self.app)
+        with self._running() as scope:
             response: Response = original(*args)
             if scope.frame.errored:
                 return self._concluded(scope, response)
@@ -98,17 +100,22 @@ class Lifecycle(ContextHooks):
                 # As if the view had raised it: first the handlers of the application are asked.
                 answer = app.handle_user_exception(*args, error)
                 response = self._concluded(scope, app.finalize_request(*args, answer))
-        except BaseException as error:
-            scope.raised(error)
-            raise
-        return response
+            return response
 
-    def _open_frame(self) -> Scope:
+    @contextmanager
+    def _running(self) -> Generator[Scope]:
         scope, current = self.scope(), current_request()
         if scope.frame.request is not current:
             scope.frames.append(Frame(request_name, Phase.REQUEST, request=current))
-        scope.frame.phase, scope.frame.status = Phase.REQUEST, None
-        return scope
+        frame = scope.frame
+        frame.phase, frame.status, frame.running = Phase.REQUEST, None, True
+        try:
+            yield scope
+        except BaseException as error:
+            scope.raised(error)
+            raise
+        finally:
+            frame.running = False
 
     def preprocess_request(self, original: Any, *args: Any) -> Any:
         """Run the functions that come before the view; one of them may answer in its place."""
@@ -183,12 +190,18 @@ class Lifecycle(ContextHooks):
             return self.app.make_response(InternalServerError().get_response())
         return response
 
+    def handle_user_exception(self, original: Any, *args: Any) -> Any:
+        """Roll back what was raised past the view, by a receiver of request_started for example."""
+        self._roll_back(args)
+        return original(*args)
+
     def handle_exception(self, original: Any, *args: Any) -> Response:
         """Let the handler for 500 answer; its own work is a unit of work as well."""
-        scope = self._open_frame()
-        try:
-            response: Response = original(*args)
-        except BaseException as error:
-            scope.raised(error)
-            raise
-        return self._concluded(scope, response)
+        with self._running() as scope:
+            self._roll_back(args)
+            return self._concluded(scope, original(*args))
+
+    def _roll_back(self, args: tuple[Any, ...]) -> None:
+        error = next(arg for arg in args if isinstance(arg, BaseException))
+        if not self._control_flow(error):
+            self.scope().raised(error)

@@ -92,15 +92,24 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
 
     session.registry = UnitRegistry(session.registry, scope, attach)
 
-    @event.listens_for(kind, "after_begin")
     def after_begin(session: UnitSession, _: SessionTransaction, connection: Connection) -> None:
-        if session.scope is not None:
-            engines.adopt(connection, session.scope)
+        if session.bound is not None:
+            engines.adopt(connection, session.bound)
 
-    @event.listens_for(kind, "before_commit")
-    def before_commit(session: UnitSession) -> None:
-        if session.scope and not session.scope.ending and not session.in_nested_transaction():
-            raise AutoSessionError(
-                "The transaction was about to be committed past the unit of work, most likely by"
-                " commit() of a SessionTransaction. Call db.session.commit() instead."
-            )
+    event.listen(kind, "after_begin", after_begin)
+    # In front of the application's own listeners: what they raise does not undo what is durable.
+    event.listen(kind, "after_commit", _after_commit, insert=True)
+    event.listen(kind, "before_commit", _before_commit)
+
+
+def _after_commit(session: UnitSession) -> None:
+    if session.bound is not None and not session.in_nested_transaction():
+        session.bound.committed()
+
+
+def _before_commit(session: UnitSession) -> None:
+    if session.master is not None and not session.in_nested_transaction():
+        raise AutoSessionError(
+            "The transaction was about to be committed past the unit of work, most likely by"
+            " commit() of a SessionTransaction. Call db.session.commit() instead."
+        )

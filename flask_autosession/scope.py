@@ -58,13 +58,14 @@ class Scope(UnitOfWork):
             State.COMMITTED.value if committed else State.ROLLED_BACK.value,
             reason,
         )
+        signal = not self.frame.receiving
         if committed:
-            if unit_committed.receivers:
+            if signal and unit_committed.receivers:
                 send = functools.partial(unit_committed.send, self.app)
                 self._queue.append((send, "unit_committed"))
             self._queue.extend((callback, "on_commit") for callback in unit.on_commit)
         else:
-            if unit_rolled_back.receivers:
+            if signal and unit_rolled_back.receivers:
                 send = functools.partial(unit_rolled_back.send, self.app, reason=reason)
                 self._queue.append((send, "unit_rolled_back"))
             self._queue.extend((callback, "on_rollback") for callback in unit.on_rollback)
@@ -86,7 +87,8 @@ class Scope(UnitOfWork):
 
     def _call(self, callback: Callback, kind: str) -> None:
         name = f"{kind} {getattr(callback, '__qualname__', type(callback).__name__)}"
-        self.frames.append(Frame(lambda: name, Phase.CALLBACK))
+        receiving = kind.startswith("unit_")
+        self.frames.append(Frame(lambda: name, Phase.CALLBACK, receiving=receiving))
         try:
             self.app.ensure_sync(callback)()
             self.end_cleanly("it returned")
@@ -166,6 +168,8 @@ class Scope(UnitOfWork):
     def raised(self, error: BaseException) -> None:
         """Roll back because an exception has left the application's code."""
         self.frame.errored = True
+        if self.frame.phase is Phase.MANUAL:
+            self.frame.phase = Phase.REQUEST  # what an error handler does is judged as ever
         what = f"{type(error).__name__} at {raised_at(error)}"
         if self.unsaved:
             self._drop(what, error)

@@ -25,20 +25,27 @@ class UnitSession(Session):
     @property
     def autoflush(self) -> bool:
         """Whether queries flush what is pending; never in a unit that can only be rolled back."""
-        return self._autoflush_wanted and not (self.scope and self.scope.unit.failure)
+        return self._autoflush_wanted and not (self.bound and self.bound.unit.failure)
 
     @autoflush.setter
     def autoflush(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._autoflush_wanted = value
 
     @property
-    def _master(self) -> Scope | None:
+    def bound(self) -> Scope | None:
+        """The scope that this session works for; none once its context has another, or is over."""
         scope = self.scope
+        return scope if scope is not None and scope.session is self else None
+
+    @property
+    def master(self) -> Scope | None:
+        """The scope to be asked, unless it is that scope which calls."""
+        scope = self.bound
         return None if scope is None or scope.ending else scope
 
     def commit(self) -> None:
         """Commit, or whatever ``AUTOSESSION_EXPLICIT_COMMIT`` says of it."""
-        scope = self._master
+        scope = self.master
         if scope is None:
             super().commit()
         else:
@@ -61,7 +68,7 @@ class UnitSession(Session):
         self._end("invalidate()", super().invalidate)
 
     def _end(self, how: str, end: Callable[[], None]) -> None:
-        scope = self._master
+        scope = self.master
         if scope is None:
             end()
         else:
@@ -69,7 +76,7 @@ class UnitSession(Session):
 
     def flush(self, *args: Any, **kwargs: Any) -> None:
         """Flush; where that fails, roll back at once and doom the unit of work."""
-        scope = self._master
+        scope = self.master
         if scope is None:
             super().flush(*args, **kwargs)
             return
@@ -91,7 +98,7 @@ class UnitSession(Session):
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin a transaction whose end asks the unit of work, or set a savepoint."""
-        scope = self._master
+        scope = self.master
         if scope is None:
             return super().begin(nested)
         if not nested:
@@ -107,7 +114,7 @@ class UnitSession(Session):
 
     def connection(self, *args: Any, **kwargs: Any) -> Connection:
         """Return the connection of the current transaction."""
-        scope = self._master
+        scope = self.master
         if scope is not None:
             scope.settle()
         return super().connection(*args, **kwargs)
@@ -161,12 +168,13 @@ def _follow_savepoints(session: UnitSession) -> None:
 def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
     # A savepoint that was released is known no more. (after_soft_rollback would not do: it is
     # not sent for a savepoint that a failed flush has rolled back before its block ended.)
-    if session.scope is not None:
-        failure = session.scope.unit.savepoint_rolled_back(transaction)
+    scope = session.bound
+    if scope is not None:
+        failure = scope.unit.savepoint_rolled_back(transaction)
         if failure is not None:
-            session.scope.lift(failure)
+            scope.lift(failure)
 
 
 def _released(session: UnitSession) -> None:
-    if session.scope is not None:
-        session.scope.unit.savepoint_released(session.get_nested_transaction())
+    if session.bound is not None:
+        session.bound.unit.savepoint_released(session.get_nested_transaction())

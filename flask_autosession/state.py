@@ -30,6 +30,8 @@ class Phase(enum.Enum):
     """A script, a command, a thread: committed when the context is left."""
     REQUEST = "request"
     """Flask dispatches a request; its response decides."""
+    UNIT = "unit"
+    """Inside ``with auto.unit():``, which ends it itself."""
     MANUAL = "manual"
     """Inside a view that ends its transactions itself."""
     DECIDED = "decided"
@@ -160,6 +162,10 @@ class Frame:
     doom: Failure | None = None
     request: object = None
     status: int | None = None
+    running: bool = False
+    """Whether Flask is dispatching the request right now."""
+    receiving: bool = False
+    """Whether a signal's receivers run, whose own units are not signalled."""
     errored: bool = False
     """Whether an exception has been passed on to the error handlers."""
 

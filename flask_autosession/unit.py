@@ -34,7 +34,8 @@ class UnitOfWork(ABC):
         """True while this class itself drives the session, so that its overrides stand back."""
         self._guarded: Session | None = None
         self._sent: list[Connection] = []
-        self._broken: Connection | None = None
+        self._broken: BaseException | None = None
+        self._durable = False
 
     @abstractmethod
     def ended(self, unit: Unit, reason: str) -> None:
@@ -83,20 +84,25 @@ class UnitOfWork(ABC):
         :raises DoomedError: If the unit is doomed already.
         """
         self.refuse_doomed(self.failure)
+        self._durable = False
         session = self.session
         if session is not None and session.in_transaction():
             try:
                 session.flush()
-                self.refuse_doomed(self.failure)
                 self._commit_session(session, last)
+                if not self._durable:
+                    raise AutoSessionError("commit() of the session's class did not commit.")
             except BaseException as error:
-                if not self._was_committed(error):
+                if not self._durable:
                     self._report_split()
                     self._fail(session, error, level=0)
                     self.settle()
                     raise
-                logger.exception("A listener failed after the commit, which stands")
                 self._clear(session)
+                if not isinstance(error, Exception):
+                    self._finish(State.COMMITTED, reason)
+                    raise
+                logger.exception("A listener failed after the commit, which stands")
         self._finish(State.COMMITTED, reason)
 
     def _commit_session(self, session: Session, last: bool) -> None:
@@ -112,23 +118,25 @@ class UnitOfWork(ABC):
             session.expire_on_commit = expire
 
     def commit_sent(self, connection: Connection) -> None:
-        """Note that COMMIT is being sent on a connection."""
+        """Note that COMMIT is about to be sent; raise if a listener has swallowed a failure."""
         if self.ending:
+            failure = self._aborted()
+            if self._broken is not None:
+                failure = Failure(self._broken, "a listener for before_commit")
+            self.refuse_doomed(failure)
             self._sent.append(connection)
 
-    def _was_committed(self, error: BaseException) -> bool:
-        # A listener for after_commit that raises does so when all is durable already.
-        every = self.unit.connections
-        sent = bool(every) and len(self._sent) >= len(every)
-        return isinstance(error, Exception) and self._broken is None and sent
+    def committed(self) -> None:
+        """Note that everything is durable; told before any listener can raise."""
+        self._durable = True
 
     def _report_split(self) -> None:
-        done = [connection for connection in self._sent if connection is not self._broken]
-        if self._broken is not None and done:
+        if len(self._sent) > 1:
+            *done, failed = map(_database, self._sent)
             logger.error(
                 "One unit of work, two fates: it was committed on %s, but its commit failed on %s",
-                ", ".join(_database(connection) for connection in done),
-                _database(self._broken),
+                ", ".join(done),
+                failed,
             )
 
     def rollback(self, reason: str, *, last: bool = False) -> None:
@@ -184,16 +192,13 @@ class UnitOfWork(ABC):
         self._fail(session, error, level=self.unit.level)
         self.settle()
 
-    def statement_failed(
-        self, connection: Connection, error: BaseException, statement: str
-    ) -> None:
+    def statement_failed(self, error: BaseException, statement: str) -> None:
         """Doom the unit, or just the open savepoint, because a statement has failed in it.
 
-        The transaction is left as it is for now: this is called while the statement is still
-        being dealt with. :meth:`settle` rolls back before the session is used again.
+        It is still being dealt with: :meth:`settle` rolls back before the session is used again.
         """
         if self.ending:
-            self._broken = connection
+            self._broken = error
         elif self.session is not None:
             # Where a savepoint's own end fails, nothing in it is undone: PostgreSQL refuses to
             # release it after an error in it, MariaDB has lost it after a deadlock.
@@ -222,8 +227,17 @@ class UnitOfWork(ABC):
         self.unit.undone()
 
     def lift(self, failure: Failure) -> None:
-        """Take the guard off the session again: a savepoint's rollback has undone the failure."""
+        """Go on after a savepoint's rollback has undone a failure, without what it left pending."""
         self._unguard()
+        session = self.session
+        if session is not None:
+            # SQLAlchemy has forgotten what was pending when the flush failed, not what came after.
+            for added in list(session.new):
+                session.expunge(added)
+            for deleted in list(session.deleted):
+                session.add(deleted)
+            for changed in list(session.dirty):
+                session.expire(changed)
 
     def _unguard(self) -> None:
         if self._guarded is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -266,6 +267,37 @@ def test_row_10_what_is_swallowed_inside_raises_at_the_end_of_the_block(world: W
     assert answer(world, view) == 200
     assert world.database.names == ["taken", "before", "after"]
     assert isinstance(errors[0].first_failure, IntegrityError)
+
+
+CHANGES: dict[str, Callable[[World, Any], None]] = {
+    "add": lambda world, victim: world.db.session.add(world.Thing(name="refused")),
+    "change": lambda world, victim: setattr(victim, "name", "refused"),
+    "delete": lambda world, victim: world.db.session.delete(victim),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("raw", [False, True])
+def test_row_10_what_is_pending_after_a_failure_goes_with_the_block(
+    world: World, change: Callable[[World, Any], None], raw: bool
+) -> None:
+    """Changes made in the block after a swallowed failure are not committed with the rest."""
+    world.database.insert("taken")
+    world.database.insert("free")
+
+    def view() -> str:
+        world.Thing.query.all()
+        block: Any = world.db.session.begin_nested() if raw else world.auto.savepoint()
+        with suppress(DoomedError, PendingRollbackError), block:
+            victim = world.Thing.query.filter_by(name="free").one()
+            assert victim.name == "free"
+            swallow(lambda: _save(world))
+            change(world, victim)
+        world.Thing(name="after").save()
+        return "told"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["taken", "free", "after"]
 
 
 def test_row_10_a_swallowed_core_statement_inside_raises_too(world: World) -> None:

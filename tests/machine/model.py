@@ -93,8 +93,8 @@ class Model:
     def __init__(self, program: p.Program, *, postgresql: bool) -> None:
         self._program = program
         self._postgresql = postgresql
-        self._durable: Rows = {}
-        self._keys = 0
+        self._durable: Rows = {key: Row(name) for key, name in enumerate(program.rows)}
+        self._keys = len(self._durable)
 
     def run(self) -> Iterator[p.Told]:
         """Work out each request; ``must_warn`` and ``may_warn`` are about the last one."""
@@ -512,22 +512,20 @@ class Model:
             self._roll_back_savepoint()
             raise
         if self._unit.dead:
-            # SQLAlchemy has rolled it back when the flush failed, and says nothing. What was
-            # added since has not been part of it.
+            # SQLAlchemy has rolled it back when the flush failed, and says nothing.
             self._lose(self._unit.undone)
             self.may_warn = True
-            self._roll_back_savepoint(keep=True)
+            self._roll_back_savepoint()
         else:
             self._release_savepoint()
 
-    def _roll_back_savepoint(self, *, keep: bool = False) -> None:
+    def _roll_back_savepoint(self) -> None:
         unit = self._unit
         depth = unit.depth
         unit.rows, callbacks = unit.savepoints.pop()
         del unit.on_commit[callbacks:]
         unit.dead = False
-        if not keep:
-            unit.forget_pending()
+        unit.forget_pending()
         if unit.failed is not None and unit.failed >= depth:
             unit.failed = None
         if unit.aborted is not None and unit.aborted >= depth:

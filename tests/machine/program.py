@@ -235,6 +235,8 @@ class Program(_Short):
     """Requests to one application, with its configuration and the error handlers that it has."""
 
     requests: tuple[Request, ...]
+    rows: tuple[str, ...] = ()
+    """The names that are there from the beginning."""
     commits: str = "warn"
     """AUTOSESSION_EXPLICIT_COMMIT"""
     typed: bool = False
@@ -259,59 +261,66 @@ class Told:
 
 # How programs are drawn. What shrinking prefers stands first.
 
-_names = st.sampled_from(["a", "b", "c", "d", None])
-_good = st.sampled_from(["a", "b", "c", "d"])
-_index = st.integers(0, 3)
-_leaves = st.one_of(
-    st.builds(Save, _good),
-    st.builds(Save, _names),
-    st.builds(Core, _names),
-    st.builds(Add, _names),
-    st.just(Read()),
-    st.builds(Update, _index, _names),
-    st.builds(Rename, _index, _names),
-    st.builds(Delete, _index),
-    st.builds(RawDelete, _index),
-    st.just(Flush()),
-    st.just(Commit()),
-    st.just(Rollback()),
-    st.just(AutoCommit()),
-    st.just(BadRead()),
-    st.builds(Orphan, _good),
-    st.just(Doom()),
-    st.builds(Raise, st.sampled_from(["boom", "404", "redirect"])),
+
+def _weighted(*choices: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    # st.one_of() would drop the repetitions.
+    every = [strategy for weight, strategy in choices for _ in range(weight)]
+    return st.sampled_from(every).flatmap(lambda strategy: strategy)
+
+
+_good = st.sampled_from(["a", "b", "c", "d", "e"])
+_names = _weighted((6, _good), (1, st.none()))
+_index = st.integers(0, 2)
+_leaves = _weighted(
+    (6, st.builds(Save, _names)),
+    (4, st.builds(Add, _names)),
+    (3, st.builds(Rename, _index, _names)),
+    (2, st.builds(Core, _names)),
+    (2, st.builds(Update, _index, _names)),
+    (1, st.builds(Delete, _index)),
+    (1, st.builds(RawDelete, _index)),
+    (2, st.just(Read())),
+    (1, st.just(Flush())),
+    (2, st.just(Commit())),
+    (1, st.just(AutoCommit())),
+    (2, st.just(Rollback())),
+    (2, st.just(BadRead())),
+    (1, st.builds(Orphan, _good)),
+    (1, st.just(Doom())),
+    (2, st.builds(Raise, st.sampled_from(["boom", "404", "redirect"]))),
 )
-_attempts = st.one_of(_leaves, _leaves.map(lambda op: Try((op,))))
+_attempts = _weighted((2, _leaves), (1, _leaves.map(lambda op: Try((op,)))))
 
 
 def _blocks(inner: st.SearchStrategy[Op]) -> st.SearchStrategy[Op]:
-    bodies = st.lists(inner, max_size=4).map(tuple)
-    kinds = (Try, Savepoint, Savepoint, Nested, OnCommit, OnRollback)
-    return st.one_of(*(st.builds(kind, bodies) for kind in kinds))
+    bodies = st.lists(inner, min_size=1, max_size=4).map(tuple)
+    kinds = [Try, Try, Savepoint, Savepoint, Nested, OnCommit, OnRollback]
+    tried = st.builds(lambda kind, body: Try((kind(body),)), st.sampled_from(kinds), bodies)
+    return st.one_of(
+        st.builds(lambda kind, body: kind(body), st.sampled_from(kinds), bodies), tried
+    )
 
 
-_op = st.recursive(_attempts, _blocks, max_leaves=8)
-_statuses = st.sampled_from([200, 302, 400, 409, 500])
+_op = _weighted((2, _attempts), (1, st.recursive(_attempts, _blocks, max_leaves=6)))
 
 
 def _steps(
-    max_size: int, status: st.SearchStrategy[int | None] = _statuses
+    sizes: tuple[int, int], status: st.SearchStrategy[int | None]
 ) -> st.SearchStrategy[Step]:
-    return st.builds(Step, st.lists(_op, max_size=max_size).map(tuple), status)
+    ops = st.lists(_op, min_size=sizes[0], max_size=sizes[1]).map(tuple)
+    return st.builds(Step, ops, status)
 
 
-def _mostly(usual: Any, other: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.one_of(st.just(usual), st.just(usual), other)
-
-
-_change = _mostly(None, _statuses)
+_statuses = st.sampled_from([200, 302, 400, 409, 500])
+_change = _weighted((2, st.none()), (1, _statuses))
+_others = _weighted((2, st.just(Step())), (1, _steps((0, 2), _change)))
 _requests = st.builds(
     Request,
-    view=_steps(6, st.sampled_from([200, 200, 200, 302, 400, 409, 500, None])),
-    before=_mostly(Step(), _steps(3, _change)),
-    after=_mostly(Step(), _steps(2, _change)),
-    handler=_steps(3, st.sampled_from([200, 409])),
-    last=_steps(3, st.sampled_from([500, 200])),
+    view=_steps((1, 6), st.sampled_from([200] * 8 + [302, 400, 409, 500, None])),
+    before=_others,
+    after=_others,
+    handler=_steps((0, 2), st.sampled_from([409, 200])),
+    last=_steps((0, 2), st.sampled_from([500, 200])),
 )
 
 
@@ -320,6 +329,7 @@ def programs(draw: st.DrawFn) -> Program:
     """Draw a program."""
     return Program(
         tuple(draw(st.lists(_requests, min_size=1, max_size=3))),
+        draw(st.lists(_good, max_size=3, unique=True).map(tuple)),
         draw(st.sampled_from(["warn", "allow", "flush", "forbid"])),
         draw(st.booleans()),
         draw(st.booleans()),
@@ -368,6 +378,8 @@ class Runner:
     def run(self, program: Program) -> Iterator[Told]:
         """Run each request and tell what it came to; ``warnings.texts`` are those of the last."""
         self._outside.execute(sa.delete(thing))
+        for name in program.rows:
+            self._outside.execute(sa.insert(thing).values(name=name))
         self._commits = program.commits
         self._world = self._find_world(program)
         for request in program.requests:

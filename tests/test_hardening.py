@@ -1,0 +1,287 @@
+"""Ways around the contract that were found by trying to break it, one test each."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask, copy_current_request_context, request, request_started
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy.session import Session
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from flask_autosession import AutoSession, unit_committed, unit_rolled_back
+
+from .test_rows_request import answer
+from .world import Database, World, thing
+
+
+def test_row_06_a_listener_that_stops_the_commit_is_told_as_failure(world: World) -> None:
+    """COMMIT was announced but never sent: the client is not told done."""
+    with world.app.app_context():
+        world.db.session.connection()  # the extension's own listeners are there from here on
+        engine = world.db.engine
+
+    @sa.event.listens_for(engine, "commit")
+    def commit(connection: sa.Connection) -> None:
+        raise ValueError("stop")
+
+    assert answer(world, lambda: str(world.Thing(name="gone").save().id)) == 500
+    assert world.database.names == []
+
+
+def test_row_01_a_listener_that_fails_behind_the_commit_does_not_undo_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is durable is told as done; the listener's failure is in the log."""
+    history: list[str] = []
+
+    @sa.event.listens_for(world.db.session, "after_commit")
+    def after_commit(session: Any) -> None:
+        raise ValueError("too late")
+
+    def view() -> str:
+        world.auto.on_commit(lambda: history.append("committed"))
+        world.Thing(name="kept").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+    assert history == ["committed"]
+    assert "A listener failed after the commit" in caplog.text
+
+
+def test_row_01_being_killed_behind_the_commit_does_not_undo_it(world: World) -> None:
+    """What is no Exception goes on its way, and the work stays."""
+
+    @sa.event.listens_for(world.db.session, "after_commit")
+    def after_commit(session: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(world, lambda: str(world.Thing(name="kept").save().id))
+    assert world.database.names == ["kept"]
+
+
+def test_row_11_a_failure_swallowed_while_committing_is_told_as_failure(world: World) -> None:
+    """A before_commit listener whose statement fails in silence stops the commit."""
+
+    @sa.event.listens_for(world.db.session, "before_commit")
+    def before_commit(session: Any) -> None:
+        try:
+            session.execute(sa.text("SELECT x FROM nowhere"))
+        except DBAPIError:
+            pass
+
+    assert answer(world, lambda: str(world.Thing(name="gone").save().id)) == 500
+    assert world.database.names == []
+
+
+def test_row_15_a_session_that_was_kept_commits_for_itself(world: World) -> None:
+    """A session object that outlived its context is the application's own again."""
+    with world.app.app_context():
+        session = world.db.session()
+    with world.app.app_context():
+        session.add(world.Thing(name="kept"))
+        session.commit()
+        session.close()
+    assert world.database.names == ["kept"]
+
+
+def test_row_30_a_copied_request_context_in_the_same_thread_ends_nothing(world: World) -> None:
+    """copy_current_request_context inside the request leaves its unit alone."""
+
+    def view() -> str:
+        world.Thing(name="before").save()
+        copy = copy_current_request_context(lambda: request.path)
+        assert copy() == "/"
+        assert contextvars.copy_context().run(copy) == "/"
+        world.Thing(name="after").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["before", "after"]
+
+
+def test_row_23_an_exception_that_was_in_flight_before_rolls_back_too(world: World) -> None:
+    """What leaves auto.unit() rolls it back, wherever it was raised first."""
+
+    def retry() -> None:
+        try:
+            raise ValueError("first")
+        except ValueError:
+            with world.auto.unit(world.app):
+                world.Thing(name="gone").save()
+                raise
+
+    with pytest.raises(ValueError, match="first"):
+        retry()
+    assert world.database.names == []
+
+
+@pytest.mark.parametrize(("code", "durable"), [(None, ["kept"]), (0, ["kept"]), (3, [])])
+def test_row_23_sys_exit_goes_by_its_code(
+    world: World, code: int | None, durable: list[str]
+) -> None:
+    """auto.unit() left by sys.exit(0) is committed, by any other code rolled back."""
+    with pytest.raises(SystemExit), world.auto.unit(world.app):
+        world.Thing(name="kept").save()
+        raise SystemExit(code)
+    assert world.database.names == durable
+
+
+def test_row_23_a_unit_whose_context_is_taken_away_is_rolled_back(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the end of the block commits, not the end of its context."""
+    with pytest.raises(AssertionError, match="Popped wrong app context"), world.app.app_context():
+        unit = world.auto.unit()
+        unit.__enter__()
+        world.Thing(name="gone").save()
+    assert world.database.names == []
+    assert "auto.unit()" in caplog.text
+    with pytest.raises(LookupError):
+        unit.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_row_19_receivers_may_use_the_database(world: World, status: int) -> None:
+    """A signal's receiver is a unit of its own that is not signalled again."""
+    history: list[str] = []
+
+    def committed(sender: Flask) -> None:
+        history.append("committed")
+        world.Thing(name="receiver").save()
+
+    def rolled_back(sender: Flask, reason: str) -> None:
+        history.append("rolled back")
+        world.Thing(name="receiver").save()
+
+    def view() -> Any:
+        world.Thing(name="view").save()
+        return "", status
+
+    with (
+        unit_committed.connected_to(committed, sender=world.app),
+        unit_rolled_back.connected_to(rolled_back, sender=world.app),
+    ):
+        assert answer(world, view) == status
+    assert history == ["committed" if status == 200 else "rolled back"]
+    assert world.database.names == (["view", "receiver"] if status == 200 else ["receiver"])
+
+
+def test_row_18_the_error_handler_of_a_manual_view_is_judged_as_ever(world: World) -> None:
+    """The view commits by itself; what handles its error need not."""
+
+    @world.app.errorhandler(ValueError)
+    def handler(error: ValueError) -> str:
+        world.Thing(name="handler").save()
+        return "handled"
+
+    @world.auto.manual
+    def view() -> str:
+        world.Thing(name="gone").save()
+        raise ValueError
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["handler"]
+
+
+def _receiver(world: World) -> None:
+    def started(sender: Flask, **_: Any) -> None:
+        world.Thing(name="gone").save()
+        raise ValueError
+
+    request_started.connect(started, world.app, weak=False)
+
+
+def _wrapper(world: World) -> None:
+    dispatch = world.app.dispatch_request
+
+    def dispatch_request(*args: Any) -> Any:
+        dispatch(*args)
+        raise ValueError
+
+    world.app.dispatch_request = dispatch_request  # type: ignore[method-assign]
+
+
+def _session(world: World) -> None:
+    class Interface(SecureCookieSessionInterface):
+        def open_session(self, *_: Any) -> SecureCookieSession:
+            world.Thing(name="gone").save()
+            raise ValueError
+
+    world.app.session_interface = Interface()
+
+
+@pytest.mark.parametrize("fail", [_receiver, _wrapper, _session])
+def test_row_03_what_is_raised_past_the_view_rolls_back_too(world: World, fail: Any) -> None:
+    """An exception of a receiver, a wrapper or the session is an error like the view's own."""
+    fail(world)
+
+    @world.app.errorhandler(ValueError)
+    @world.app.errorhandler(500)
+    def handler(error: Exception) -> str:
+        world.Thing(name="handler").save()
+        return "handled"
+
+    def view() -> str:
+        world.Thing(name="gone").save()
+        return "told"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["handler"]
+
+
+def test_row_06_a_commit_that_swallows_its_failure_is_told_as_failure(
+    database: Database,
+) -> None:
+    """A session class whose commit() hides what went wrong cannot hide it from the client."""
+    if database.kind == "mariadb":
+        pytest.skip("MariaDB knows no deferred constraints: its COMMIT does not fail this way")
+
+    class Quiet(Session):
+        def commit(self) -> None:
+            try:
+                super().commit()
+            except IntegrityError:
+                self.rollback()
+
+    db = SQLAlchemy(session_options={"class_": Quiet})
+    app = Flask("quiet")
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.uri
+    AutoSession(app, db=db)
+
+    @app.get("/")
+    def view() -> str:
+        if database.kind == "sqlite":
+            db.session.execute(sa.text("PRAGMA foreign_keys = ON"))
+        db.session.execute(sa.insert(thing).values(name="gone", parent=-1))
+        return "told"
+
+    assert app.test_client().get("/").status_code == 500
+    with app.app_context():
+        db.engine.dispose()
+    assert database.names == []
+
+
+def test_nothing_of_a_users_data_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither at DEBUG nor above does a line of this package quote a row's values."""
+    caplog.set_level(logging.DEBUG, logger="flask_autosession")
+    world.database.insert("secret")
+
+    def view() -> str:
+        try:
+            world.Thing(name="secret").save()
+        except IntegrityError:
+            pass
+        return "told"
+
+    assert answer(world, view) == 200
+    lines = [r.getMessage() for r in caplog.records if r.name == "flask_autosession"]
+    assert lines
+    assert not any("secret" in line for line in lines)
