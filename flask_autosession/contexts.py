@@ -97,6 +97,7 @@ class ContextHooks:
             # The end of a copy, made by copy_current_request_context, in the same app context.
             original(*args)
             return
+        scope.of_request = scope.of_request or not shared
         if dispatched:
             scope.frame.phase = Phase.DECIDED
         elif not shared and scope.frame.phase is Phase.CONTEXT:
@@ -148,5 +149,5 @@ class ContextHooks:
                 scope.leftovers("it was written while the context was torn down")
             finally:
                 scope.remove()
-                if not has_request_context():
+                if not scope.of_request:
                     delattr(g, SCOPE)  # the same context may be pushed again

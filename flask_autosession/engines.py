@@ -9,6 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 from . import sqlite
+from .drivers import commits_by_itself
 from .exc import ConfigError
 from .scope import Scope
 from .statements import is_write
@@ -45,10 +46,14 @@ class Engines:
         """Note that a connection works for a scope's current unit from now on."""
         self.attach(connection.engine, scope)
         if connection not in scope.unit.connections:
-            if _driver_commits(connection):
-                refuse_autocommit({"isolation_level": "AUTOCOMMIT"}, str(connection.engine.url))
             self._scopes[connection] = ref(scope)
             scope.unit.connections.append(connection)
+            if commits_by_itself(connection):
+                try:
+                    refuse_autocommit({"isolation_level": "AUTOCOMMIT"}, str(connection.engine.url))
+                except ConfigError as error:
+                    scope.statement_failed(error, "")  # the session has the connection already
+                    raise
 
     def _scope(self, connection: Connection | None) -> Scope | None:
         found = None if connection is None else self._scopes.get(connection)
@@ -93,12 +98,3 @@ def refuse_autocommit(options: Any, database: str) -> None:
             " committed by itself, and no unit of work could be rolled back. Take"
             " 'isolation_level' out of its engine options."
         )
-
-
-def _driver_commits(connection: Connection) -> bool:
-    # create_engine(isolation_level=...) can be read from nowhere; its effect on the driver can.
-    driver = connection.connection.driver_connection
-    if connection.dialect.name == "sqlite":
-        return False
-    ask = getattr(driver, "get_autocommit", None)
-    return bool(ask()) if callable(ask) else getattr(driver, "autocommit", None) is True

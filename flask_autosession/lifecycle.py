@@ -91,16 +91,17 @@ class Lifecycle(ContextHooks):
         """Dispatch the request, and end its unit of work when all but the sending is done."""
         app = cast(Any, self.app)
         with self._running() as scope:
-            response: Response = original(*args)
-            if scope.frame.errored:
-                return self._concluded(scope, response)
             try:
-                self._conclude(scope, response)
+                response: Response = original(*args)
+                if not scope.frame.errored:
+                    self._conclude(scope, response)
             except Exception as error:
+                if error is not scope.frame.refused:
+                    raise
                 # As if the view had raised it: first the handlers of the application are asked.
                 answer = app.handle_user_exception(*args, error)
-                response = self._concluded(scope, app.finalize_request(*args, answer))
-            return response
+                response = app.finalize_request(*args, answer)
+            return self._concluded(scope, response)
 
     @contextmanager
     def _running(self) -> Generator[Scope]:
@@ -126,36 +127,12 @@ class Lifecycle(ContextHooks):
         return self._dispatched(original, *args)
 
     def _dispatched(self, original: Any, *args: Any) -> Any:
-        scope = self.scope()
         try:
-            try:
-                answer = original(*args)
-            except HTTPException as error:
-                if self._control_flow(error):
-                    self._flush(scope)
-                raise
-            return answer if answer is None else self._flushed(scope, answer)
+            return original(*args)
         except BaseException as error:
             if not self._control_flow(error):
-                scope.raised(error)
+                self.scope().raised(error)
             raise
-
-    def _flushed(self, scope: Scope, answer: Any) -> Any:
-        if not scope.unsaved:
-            return answer
-        try:
-            response = self.app.make_response(answer)
-        except Exception:
-            return answer  # Flask will fail the same way, in the place it has for it.
-        if self._success(response):
-            self._flush(scope)
-        return response
-
-    def _flush(self, scope: Scope) -> None:
-        # What fails here is the view's own doing and goes to its error handlers; and a
-        # flask.session that is saved in the same database must not trip over it later.
-        if scope.session is not None and scope.failure is None:
-            scope.session.flush()
 
     def _control_flow(self, error: BaseException) -> bool:
         """Whether an exception stands for a response that says success: abort(redirect(...))."""
@@ -165,27 +142,42 @@ class Lifecycle(ContextHooks):
         return status is not None and status < self.settings.rollback_from_status
 
     def process_response(self, original: Any, *args: Any) -> Response:
-        """Run the after_request functions; what they leave as a failure is rolled back at once.
+        """Run the after_request functions between a flush and, if it comes to that, the rollback.
 
-        So nothing that receives request_finished can commit it. Success has to wait for those
-        receivers, because one of them may still raise.
+        The flush is the end of dispatch: what fails in it is the view's own doing, and a
+        flask.session that is saved in the same database must not trip over it. A failure is
+        rolled back at once, so that nothing that receives request_finished can commit it; success
+        has to wait for those receivers, because one of them may still raise.
         """
+        scope, before = self.scope(), next(arg for arg in args if isinstance(arg, Response))
+        dispatched = scope.frame.running and scope.frame.request is current_request()
+        if dispatched and not scope.frame.errored and self._success(before):
+            with self._refusing(scope):
+                scope.flush()
         response: Response = original(*args)
-        scope = self.scope()
-        if scope.frame.request is current_request() and not self._success(response):
+        if dispatched and not self._success(response):
             self._conclude(scope, response)
         return response
 
+    @contextmanager
+    def _refusing(self, scope: Scope) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
+            scope.frame.refused = error
+            scope.raised(error)
+            raise
+
     def _conclude(self, scope: Scope, response: Response) -> None:
         scope.frame.status = response.status_code
-        scope.conclude(self._success(response), last=not is_shared())
+        with self._refusing(scope):
+            scope.conclude(self._success(response), last=not is_shared())
 
     def _concluded(self, scope: Scope, response: Response) -> Response:
         try:
             self._conclude(scope, response)
-        except Exception as error:
+        except Exception:
             # The handlers were asked once. Nobody is asked again, or it might go on for ever.
-            scope.raised(error)
             logger.exception("%s: the work of an error handler failed", str(scope.frame))
             return self.app.make_response(InternalServerError().get_response())
         return response

@@ -33,6 +33,8 @@ class Scope(UnitOfWork):
         self.app = app
         self.settings = settings
         self.frames = [Frame(lambda: "app context", Phase.CONTEXT)]
+        self.of_request = False
+        """Whether the context was made for a request, which decides for it even when it is over."""
         self._warned = warned
         self._queue: deque[tuple[Callback, str]] = deque()
         self._draining = False
@@ -175,6 +177,12 @@ class Scope(UnitOfWork):
             self._drop(what, error)
         self.rollback(what)
 
+    def flush(self) -> None:
+        """Write what is pending, where the end will decide about it."""
+        decided = self.frame.phase is Phase.REQUEST and self.failure is None
+        if decided and self.session is not None:
+            self.session.flush()
+
     def conclude(self, success: bool, *, last: bool) -> None:
         """End a request's unit as its response says.
 
@@ -192,7 +200,7 @@ class Scope(UnitOfWork):
         else:
             commit, reason = decide(success=success, failure=failure)
             if commit:
-                self._commit_or_end(reason, last=last)
+                self.commit(reason, last=last)
             else:
                 if failure is not None and (self.unsaved or failure.error is not None):
                     frame.drops.append(str(failure))

@@ -166,6 +166,8 @@ class Frame:
     """Whether Flask is dispatching the request right now."""
     receiving: bool = False
     """Whether a signal's receivers run, whose own units are not signalled."""
+    refused: BaseException | None = None
+    """What the database, or a listener, has refused to flush or commit at the end."""
     errored: bool = False
     """Whether an exception has been passed on to the error handlers."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+# What may quote or hide anything; and what begins a statement that changes something in a WITH.
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_CHANGES = re.compile(r"[()]\s*(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)\s+\w", re.IGNORECASE)
 # White space, comments and parentheses may stand before the word that says what it is.
 _FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(\w+)", re.DOTALL)
-_CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)\b", re.IGNORECASE)
 
 # VACUUM, ATTACH and PRAGMA change something, but must stand outside of a transaction.
 _READS = frozenset(
@@ -28,5 +30,5 @@ def is_write(statement: str) -> bool:
     match = _FIRST_WORD.match(statement)
     word = match[1].upper() if match else ""
     if word == "WITH":
-        return _CHANGES.search(statement) is not None
+        return _CHANGES.search(_QUOTED.sub("quoted ", statement)) is not None
     return word not in _READS

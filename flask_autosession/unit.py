@@ -12,13 +12,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from .callsite import caller
+from .drivers import is_aborted
 from .exc import AutoSessionError, DoomedError
 from .state import Failure, State, Unit
 
 logger = logging.getLogger("flask_autosession")
-
-# libpq's PQTRANS_INERROR, as psycopg and psycopg2 both report it.
-_IN_ERROR = 3
 
 
 class UnitOfWork(ABC):
@@ -55,14 +53,9 @@ class UnitOfWork(ABC):
         return self.unit.failure or self._aborted()
 
     def _aborted(self) -> Failure | None:
-        # PostgreSQL answers COMMIT of an aborted transaction with a silent ROLLBACK, and errors
-        # of a raw cursor, or swallowed inside begin_nested(), reach no event. Its driver knows.
-        for connection in self.unit.connections:
-            if not connection.closed and not connection.invalidated:
-                info = getattr(connection.connection.driver_connection, "info", None)
-                if getattr(info, "transaction_status", None) == _IN_ERROR:
-                    error = AutoSessionError("PostgreSQL reports that a statement failed.")
-                    return Failure(error, "a place that only the database has seen")
+        if any(map(is_aborted, self.unit.connections)):
+            error = AutoSessionError("PostgreSQL reports that a statement failed.")
+            return Failure(error, "a place that only the database has seen")
         return None
 
     def refuse_doomed(self, failure: Failure | None) -> None:
@@ -98,7 +91,8 @@ class UnitOfWork(ABC):
                     self._fail(session, error, level=0)
                     self.settle()
                     raise
-                self._clear(session)
+                with self.driving():
+                    session.close()
                 if not isinstance(error, Exception):
                     self._finish(State.COMMITTED, reason)
                     raise
@@ -127,7 +121,7 @@ class UnitOfWork(ABC):
             self._sent.append(connection)
 
     def committed(self) -> None:
-        """Note that everything is durable; told before any listener can raise."""
+        """Note that all is durable; told before any listener can raise."""
         self._durable = True
 
     def _report_split(self) -> None:
@@ -147,15 +141,16 @@ class UnitOfWork(ABC):
         """
         session = self.session
         if session is not None and session.in_transaction():
-            # close() leaves the objects readable where rollback() expires them all; only who
-            # still runs in this session, a callback, needs them attached.
+            # rollback() expires objects. Detached ones stay readable; only callbacks need them.
             self._clear(session, detach=last and not self.unit.on_rollback)
         self._finish(State.ROLLED_BACK, reason)
 
     def _clear(self, session: Session, *, detach: bool = False) -> None:
         with self.driving():
             try:
-                session.close() if detach else session.rollback()
+                if detach:
+                    session.expunge_all()
+                session.rollback()
             except Exception:
                 # Most likely the connection is lost, and the work with it.
                 logger.warning("ROLLBACK failed; its connection is thrown away", exc_info=True)
@@ -195,7 +190,7 @@ class UnitOfWork(ABC):
     def statement_failed(self, error: BaseException, statement: str) -> None:
         """Doom the unit, or just the open savepoint, because a statement has failed in it.
 
-        It is still being dealt with: :meth:`settle` rolls back before the session is used again.
+        It is being dealt with: :meth:`settle` rolls back before the session is used again.
         """
         if self.ending:
             self._broken = error

@@ -14,7 +14,13 @@ from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from flask_autosession import AutoSession, unit_committed, unit_rolled_back
+from flask_autosession import (
+    AutoSession,
+    ConfigError,
+    DoomedError,
+    unit_committed,
+    unit_rolled_back,
+)
 
 from .test_rows_request import answer
 from .world import Database, World, thing
@@ -267,6 +273,126 @@ def test_row_06_a_commit_that_swallows_its_failure_is_told_as_failure(
     with app.app_context():
         db.engine.dispose()
     assert database.names == []
+
+
+def test_row_01_a_response_is_made_once_for_each_answer(database: Database) -> None:
+    """An application whose make_response() wraps what it is given wraps it once."""
+
+    class Envelope(Flask):
+        def make_response(self, rv: Any) -> Any:
+            return super().make_response({"data": rv})
+
+    class EnvelopeWorld(World):
+        def make_app(self, **config: Any) -> Flask:
+            self.app = Envelope("envelope")
+            self.app.config.update(SQLALCHEMY_DATABASE_URI=self.database.uri, **config)
+            return self.app
+
+    world = EnvelopeWorld(database)
+
+    @world.app.get("/")
+    def view() -> str:
+        world.db.session.add(world.Thing(name="kept"))
+        return "ok"
+
+    assert world.app.test_client().get("/").get_json() == {"data": "ok"}
+    world.close()
+    assert database.names == ["kept"]
+
+
+def test_row_33_a_context_may_be_pushed_twice_in_a_request(world: World) -> None:
+    """Each time it is left, its work is committed."""
+
+    def view() -> str:
+        context = world.app.app_context()
+        for name in ("first", "second"):
+            with context:
+                world.Thing(name=name).save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["first", "second"]
+
+
+def test_row_18_pending_changes_of_a_manual_view_are_left_alone(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hands off: what it left pending is dropped with a warning, not flushed."""
+
+    @world.auto.manual
+    def view() -> str:
+        world.Thing(name="kept").save()
+        world.db.session.commit()
+        world.db.session.add(world.Thing(name="kept"))
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+    assert "@auto.manual" in caplog.text
+
+
+def test_row_01_a_listener_that_fails_behind_the_commit_costs_no_connection(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its failure is one line in the log, and the connection goes back to the pool."""
+    closed: list[Any] = []
+    with world.app.app_context():
+        sa.event.listen(world.db.engine, "invalidate", lambda *args: closed.append(args))
+
+    @sa.event.listens_for(world.db.session, "after_commit")
+    def after_commit(session: Any) -> None:
+        raise ValueError("too late")
+
+    assert answer(world, lambda: str(world.Thing(name="kept").save().id)) == 200
+    assert closed == []
+    assert "ROLLBACK failed" not in caplog.text
+
+
+def test_row_02_sqlalchemys_rollback_events_are_sent(world: World) -> None:
+    """Libraries that clean up on after_rollback and after_soft_rollback are told."""
+    history: list[str] = []
+    sa.event.listen(world.db.session, "after_rollback", lambda _: history.append("rollback"))
+    sa.event.listen(world.db.session, "after_soft_rollback", lambda *_: history.append("soft"))
+
+    def view() -> Any:
+        world.Thing(name="gone").save()
+        return "", 400
+
+    assert answer(world, view) == 400
+    assert history == ["rollback", "soft"]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_loaded_attributes_stay_readable_behind_the_end(world: World, status: int) -> None:
+    """Whatever became of the unit, what was loaded can be read; the rest is detached."""
+    world.database.insert("old")
+    seen: list[Any] = []
+
+    def view() -> Any:
+        seen.append(world.Thing.query.one())
+        world.Thing(name="new").save()
+        return "", status
+
+    assert answer(world, view) == status
+    assert seen[0].name == "old"
+    assert sa.inspect(seen[0]).detached
+
+
+def test_autocommit_chosen_in_a_request_keeps_nothing(world: World) -> None:
+    """A connection at AUTOCOMMIT is refused, and swallowing that does not help."""
+    if world.database.kind == "sqlite":
+        pytest.skip("SQLite gets real transactions at that level too")
+
+    def view() -> Any:
+        options = {"isolation_level": "AUTOCOMMIT"}
+        with pytest.raises(ConfigError):
+            world.db.session.connection(execution_options=options)
+        with pytest.raises(DoomedError):
+            world.Thing(name="gone").save()
+        return "told"
+
+    assert answer(world, view) == 200
+    assert world.database.names == []
 
 
 def test_nothing_of_a_users_data_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from ..world import Database
 from .model import Model
 from .program import Program, Runner, programs
 
-EXAMPLES = int(os.environ.get("AUTOSESSION_MACHINE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("AUTOSESSION_MACHINE_EXAMPLES", "100"))
 
 
 @pytest.fixture
