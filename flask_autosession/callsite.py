@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from types import CodeType
+from types import FrameType
 
 import sqlalchemy
 
@@ -19,7 +20,7 @@ def caller() -> str:
 
     :return: ``file:line`` of the innermost frame of the application.
     """
-    return _first(_stack())
+    return _first(traceback.walk_stack(None))
 
 
 def raised_at(error: BaseException) -> str:
@@ -28,32 +29,19 @@ def raised_at(error: BaseException) -> str:
     :param error: An exception that has been raised.
     :return: ``file:line`` of the innermost frame of the application in its traceback.
     """
-    return _first(reversed(list(_traceback(error))))
+    return _first(reversed(list(traceback.walk_tb(error.__traceback__))))
 
 
-def _stack() -> Iterator[tuple[CodeType, int]]:
-    frame = inspect.currentframe()
-    while frame is not None:
-        yield frame.f_code, frame.f_lineno
-        frame = frame.f_back
-
-
-def _traceback(error: BaseException) -> Iterator[tuple[CodeType, int]]:
-    traceback = error.__traceback__
-    while traceback is not None:
-        yield traceback.tb_frame.f_code, traceback.tb_lineno
-        traceback = traceback.tb_next
-
-
-def _first(places: Iterable[tuple[CodeType, int]]) -> str:
+def _first(places: Iterable[tuple[FrameType, int]]) -> str:
     # What is installed is not what a developer can change. An application that is installed
     # itself still gets a place: the innermost one outside of this package.
     installed = "an unknown place"
-    for code, line in places:
-        place = f"{code.co_filename}:{line}"
-        if code.co_filename.startswith(_OWN):
+    for frame, line in places:
+        file = frame.f_code.co_filename
+        place = f"{file}:{line}"
+        if file.startswith(_OWN):
             continue
-        if not code.co_filename.startswith(_SITE_PACKAGES):
+        if not file.startswith(_SITE_PACKAGES):
             return place
         installed = place
     return installed

@@ -121,10 +121,10 @@ class Control(ABC):
             try:
                 yield
             except BaseException as error:
-                if not exits_cleanly(error):
+                if exits_cleanly(error) or scope.is_control_flow(error):
+                    scope.end_cleanly(f"the unit was left by {type(error).__name__}", last=True)
+                else:
                     scope.raised(error)
-                    raise
-                scope.end_cleanly("the unit was left by sys.exit(0)", last=True)
                 raise
             scope.end_cleanly("the unit was left", last=True)
 

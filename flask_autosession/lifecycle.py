@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from flask import Flask, Response, current_app, has_app_context
-from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.exceptions import InternalServerError
 
 from .config import Settings
 from .contexts import (
@@ -130,16 +130,8 @@ class Lifecycle(ContextHooks):
         try:
             return original(*args)
         except BaseException as error:
-            if not self._control_flow(error):
-                self.scope().raised(error)
+            self._roll_back(error)
             raise
-
-    def _control_flow(self, error: BaseException) -> bool:
-        """Whether an exception stands for a response that says success: abort(redirect(...))."""
-        if not isinstance(error, HTTPException):
-            return False
-        status = error.code if error.response is None else error.response.status_code
-        return status is not None and status < self.settings.rollback_from_status
 
     def process_response(self, original: Any, *args: Any) -> Response:
         """Run the after_request functions between a flush and, if it comes to that, the rollback.
@@ -184,16 +176,16 @@ class Lifecycle(ContextHooks):
 
     def handle_user_exception(self, original: Any, *args: Any) -> Any:
         """Roll back what was raised past the view, by a receiver of request_started for example."""
-        self._roll_back(args)
+        self._roll_back(*args)
         return original(*args)
 
     def handle_exception(self, original: Any, *args: Any) -> Response:
         """Let the handler for 500 answer; its own work is a unit of work as well."""
         with self._running() as scope:
-            self._roll_back(args)
+            self._roll_back(*args)
             return self._concluded(scope, original(*args))
 
-    def _roll_back(self, args: tuple[Any, ...]) -> None:
-        error = next(arg for arg in args if isinstance(arg, BaseException))
-        if not self._control_flow(error):
-            self.scope().raised(error)
+    def _roll_back(self, *args: Any) -> None:
+        scope, error = self.scope(), next(arg for arg in args if isinstance(arg, BaseException))
+        if not scope.is_control_flow(error):
+            scope.raised(error)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
-from .exc import DoomedError
+from .exc import DoomedError, NoUnitError
 from .scope import Scope
 
 P = ParamSpec("P")
@@ -20,24 +20,42 @@ R = TypeVar("R")
 Enter = Callable[[], tuple[Scope, Session]]
 
 
-@contextmanager
-def _savepoint(scope: Scope, session: Session) -> Generator[None]:
-    try:
-        with session.begin_nested():
-            level = scope.unit.level
-            yield
+class _Block:
+    """One savepoint that is open."""
+
+    def __init__(self, owner: Savepoint, scope: Scope, session: Session) -> None:
+        self.owner = owner
+        self._scope = scope
+        self._session = session
+        self._transaction: SessionTransaction = session.begin_nested()
+        self._transaction.__enter__()
+        self._level = scope.unit.level
+
+    def leave(self, error: BaseException | None) -> None:
+        try:
+            self._leave(error)
+        except DBAPIError as failed:
+            # After a deadlock MariaDB has no savepoint to roll back to, and says just that. What
+            # the caller may want to try again for is the deadlock.
+            first = self._scope.unit.failure
+            if first is not None and isinstance(first.error, DBAPIError):
+                raise first.error from failed
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
+        if error is not None and not self._scope.is_control_flow(error):
+            self._transaction.__exit__(type(error), error, error.__traceback__)
+            return
+        try:
             # Here, still inside, so that what fails is undone by this savepoint and no more.
-            session.flush()
-            failure = scope.unit.failure
-            if failure is not None and failure.level >= level:
+            self._session.flush()
+            failure = self._scope.unit.failure
+            if failure is not None and failure.level >= self._level:
                 raise DoomedError(failure.error, failure.where)
-    except DBAPIError as error:
-        # After a deadlock MariaDB has no savepoint to roll back to, and says just that. What the
-        # caller may want to try again for is the deadlock.
-        failure = scope.unit.failure
-        if failure is not None and isinstance(failure.error, DBAPIError):
-            raise failure.error from error
-        raise
+        except BaseException as failed:
+            self._transaction.__exit__(type(failed), failed, failed.__traceback__)
+            raise
+        self._transaction.__exit__(None, None, None)
 
 
 class Savepoint(AbstractContextManager[None, None]):
@@ -48,20 +66,22 @@ class Savepoint(AbstractContextManager[None, None]):
 
     def __init__(self, enter: Enter) -> None:
         self._enter = enter
-        self._open: list[ExitStack] = []
 
     def __enter__(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(_savepoint(*self._enter()))
-            self._open.append(stack.pop_all())
+        scope, session = self._enter()
+        scope.blocks.append(_Block(self, scope, session))
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        tb: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._open.pop().__exit__(kind, error, tb)
+        # On the scope and not on this object, which several threads may share.
+        blocks = self._enter()[0].blocks
+        if not blocks or cast(_Block, blocks[-1]).owner is not self:
+            raise NoUnitError("The end of auto.savepoint()")
+        cast(_Block, blocks.pop()).leave(error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function: each call runs in a savepoint of its own.
@@ -79,14 +99,14 @@ class Savepoint(AbstractContextManager[None, None]):
 
             @functools.wraps(function)
             async def run(*args: P.args, **kwargs: P.kwargs) -> R:
-                with Savepoint(self._enter):
+                with self:
                     return cast(R, await function(*args, **kwargs))
 
             return cast(Callable[P, R], run)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with Savepoint(self._enter):
+            with self:
                 return function(*args, **kwargs)
 
         return call

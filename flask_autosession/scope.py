@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from flask import Flask
+from sqlalchemy.orm import Session
+from werkzeug.exceptions import HTTPException
 
 from .callsite import caller, raised_at
 from .config import Settings
@@ -35,6 +37,8 @@ class Scope(UnitOfWork):
         self.frames = [Frame(lambda: "app context", Phase.CONTEXT)]
         self.of_request = False
         """Whether the context was made for a request, which decides for it even when it is over."""
+        self.blocks: list[object] = []
+        """The blocks of ``auto.savepoint()`` that are open, innermost last."""
         self._warned = warned
         self._queue: deque[tuple[Callback, str]] = deque()
         self._draining = False
@@ -48,6 +52,13 @@ class Scope(UnitOfWork):
     def failure(self) -> Failure | None:
         """What dooms the unit, if anything."""
         return self.frame.doom or super().failure
+
+    def is_control_flow(self, error: BaseException) -> bool:
+        """Whether an exception stands for a response that says success: abort(redirect(...))."""
+        if not isinstance(error, HTTPException):
+            return False
+        status = error.code if error.response is None else error.response.status_code
+        return status is not None and status < self.settings.rollback_from_status
 
     # What follows an end
 
@@ -104,16 +115,17 @@ class Scope(UnitOfWork):
 
     # What the application does explicitly
 
-    def lift(self, failure: Failure) -> None:
+    def lift(self, session: Session, failure: Failure) -> None:
         """Note that a savepoint's rollback has undone a failure; warn if nobody was told."""
-        super().lift(failure)
+        super().lift(session, failure)
         if sys.exception() is None:
             # SQLAlchemy ends the block of a savepoint in which a flush has failed without a word.
             self.frame.drops.append(str(failure))
 
-    def explicit_commit(self) -> None:
+    def explicit_commit(self, session: Session) -> None:
         """Do what ``db.session.commit()`` means here. See ``AUTOSESSION_EXPLICIT_COMMIT``.
 
+        :param session: The session of this scope.
         :raises ExplicitCommitError: In a request, under ``forbid``.
         :raises DoomedError: If the unit is doomed.
         """
@@ -124,8 +136,7 @@ class Scope(UnitOfWork):
         if policy == "flush" or self.frame.doom is not None:
             # Under auto.doom() nothing is to be kept, whatever follows, a library's commit too.
             self.refuse_doomed(self.unit.failure)
-            if self.session is not None:
-                self.session.flush()
+            session.flush()
             return
         if policy == "warn":
             self._warn_once(caller())
@@ -146,7 +157,8 @@ class Scope(UnitOfWork):
         :param how: The name of the method that was called.
         :param end: The method itself, of the session's own class.
         """
-        if self.unsaved:
+        # Only a response can say success over work that was dropped by choice.
+        if self.unsaved and self.frame.phase in (Phase.REQUEST, Phase.DECIDED):
             self._drop(f"{how} was called at {caller()}")
             if self.frame.phase is Phase.DECIDED:
                 self._tell_drops()

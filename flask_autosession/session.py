@@ -49,7 +49,7 @@ class UnitSession(Session):
         if scope is None:
             super().commit()
         else:
-            scope.explicit_commit()
+            scope.explicit_commit(self)
 
     def rollback(self) -> None:
         """Roll back; what was done so far is dropped, and a new unit of work begins."""
@@ -84,7 +84,8 @@ class UnitSession(Session):
         if unit.failure is not None:
             if self._changed():
                 scope.refuse_doomed(unit.failure)
-            return
+            if unit.failure.level:
+                return  # the savepoint is dead, not even a flush of nothing is possible
         wrote = unit.wrote
         try:
             super().flush(*args, **kwargs)
@@ -172,7 +173,7 @@ def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
     if scope is not None:
         failure = scope.unit.savepoint_rolled_back(transaction)
         if failure is not None:
-            scope.lift(failure)
+            scope.lift(session, failure)
 
 
 def _released(session: UnitSession) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 
-# What may quote or hide anything; and what begins a statement that changes something in a WITH.
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+# Literals and quoted names, which may hold anything; comments first where they come first.
+_QUOTED = re.compile(
+    r"(?P<comment>--[^\n]*|/\*.*?\*/)"
+    r"|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]",
+    re.DOTALL,
+)
+# What begins a statement that changes something, inside of a WITH or behind it.
 _CHANGES = re.compile(r"[()]\s*(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)\s+\w", re.IGNORECASE)
 # White space, comments and parentheses may stand before the word that says what it is.
 _FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(\w+)", re.DOTALL)
@@ -30,5 +35,6 @@ def is_write(statement: str) -> bool:
     match = _FIRST_WORD.match(statement)
     word = match[1].upper() if match else ""
     if word == "WITH":
-        return _CHANGES.search(_QUOTED.sub("quoted ", statement)) is not None
+        bare = _QUOTED.sub(lambda found: " " if found["comment"] else " name ", statement)
+        return _CHANGES.search(bare) is not None
     return word not in _READS

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
@@ -194,12 +195,12 @@ class UnitOfWork(ABC):
         """
         if self.ending:
             self._broken = error
-        elif self.session is not None:
+        else:
             # Where a savepoint's own end fails, nothing in it is undone: PostgreSQL refuses to
             # release it after an error in it, MariaDB has lost it after a deadlock.
             around = statement.startswith(("RELEASE", "ROLLBACK TO"))
             level = max(self.unit.level - around, 0)
-            self._fail(self.session, error, level=level)
+            self._fail(cast(Session, self.session), error, level=level)
 
     def _fail(self, session: Session, error: BaseException, *, level: int) -> None:
         self.unit.failed(error, caller, level=level)
@@ -221,18 +222,16 @@ class UnitOfWork(ABC):
         self._clear(session)
         self.unit.undone()
 
-    def lift(self, failure: Failure) -> None:
+    def lift(self, session: Session, failure: Failure) -> None:
         """Go on after a savepoint's rollback has undone a failure, without what it left pending."""
         self._unguard()
-        session = self.session
-        if session is not None:
-            # SQLAlchemy has forgotten what was pending when the flush failed, not what came after.
-            for added in list(session.new):
-                session.expunge(added)
-            for deleted in list(session.deleted):
-                session.add(deleted)
-            for changed in list(session.dirty):
-                session.expire(changed)
+        # SQLAlchemy has forgotten what was pending when the flush failed, but not what came after.
+        for added in list(session.new):
+            session.expunge(added)
+        for deleted in list(session.deleted):
+            session.add(deleted)
+        for changed in list(session.dirty):
+            session.expire(changed)
 
     def _unguard(self) -> None:
         if self._guarded is not None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask, copy_current_request_context, request, request_started
+from flask import (
+    Flask,
+    abort,
+    copy_current_request_context,
+    redirect,
+    request,
+    request_started,
+)
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
@@ -16,8 +23,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from flask_autosession import (
     AutoSession,
+    AutoSessionError,
     ConfigError,
     DoomedError,
+    NoUnitError,
     unit_committed,
     unit_rolled_back,
 )
@@ -411,3 +420,228 @@ def test_nothing_of_a_users_data_is_logged(world: World, caplog: pytest.LogCaptu
     lines = [r.getMessage() for r in caplog.records if r.name == "flask_autosession"]
     assert lines
     assert not any("secret" in line for line in lines)
+
+
+# Savepoints and units that are left in unusual ways
+
+
+def test_row_10_a_savepoint_that_is_never_left_is_part_of_the_unit(world: World) -> None:
+    """As with SQLAlchemy's own, what was done in it is committed with the rest."""
+
+    def view() -> str:
+        world.auto.savepoint().__enter__()
+        world.Thing(name="kept").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+
+
+@pytest.mark.parametrize("block", ["savepoint", "decorator", "unit"])
+def test_row_05_a_raised_redirect_keeps_the_work_of_the_block_it_leaves(
+    world: World, block: str
+) -> None:
+    """abort(redirect(...)) is control flow for auto.savepoint() and auto.unit() as well."""
+
+    def work() -> None:
+        world.Thing(name="kept").save()
+        abort(redirect("/elsewhere"))
+
+    def view() -> None:
+        if block == "decorator":
+            world.auto.savepoint()(work)()
+        with world.auto.savepoint() if block == "savepoint" else world.auto.unit():
+            work()
+
+    assert answer(world, view) == 302
+    assert world.database.names == ["kept"]
+
+
+def test_row_10_one_savepoint_object_may_be_shared(world: World) -> None:
+    """It can be nested in itself and used again, and each block ends its own savepoint."""
+    guard = world.auto.savepoint()
+
+    def view() -> str:
+        with guard:
+            world.Thing(name="outer").save()
+            with pytest.raises(KeyError), guard:
+                world.Thing(name="gone").save()
+                raise KeyError
+        with guard:
+            world.Thing(name="again").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["outer", "again"]
+
+
+def test_row_10_a_savepoint_is_left_where_it_was_entered(world: World) -> None:
+    """Leaving it in another context is a clear error, and ends no savepoint of that context."""
+    with world.app.app_context():
+        guard = world.auto.savepoint()
+        with world.app.app_context(), pytest.raises(NoUnitError, match="The end of"):
+            guard.__exit__(None, None, None)
+
+
+def test_row_10_saving_what_has_not_changed_in_a_doomed_unit_is_no_error(world: World) -> None:
+    """Nothing is written, so nothing is refused."""
+    world.database.insert("a")
+
+    def view() -> str:
+        with pytest.raises(IntegrityError):
+            world.db.session.execute(sa.insert(thing).values(name="a"))
+        with world.auto.savepoint():
+            world.Thing.query.one().update(name="a")
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["a"]
+
+
+def test_row_16_a_script_may_roll_back_as_often_as_it_likes(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no response says success, dropping work by choice is nobody's surprise."""
+    with world.app.app_context():
+        for _ in range(3):
+            world.Thing(name="gone").save()
+            world.db.session.rollback()
+        world.Thing(name="kept").save()
+    assert world.database.names == ["kept"]
+    assert caplog.records == []
+
+
+def test_row_19_a_callback_that_is_killed_takes_the_others_along(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is no Exception goes on its way; what was not run is told."""
+    history: list[str] = []
+
+    def killed() -> None:
+        world.Thing(name="gone").save()
+        raise KeyboardInterrupt
+
+    def view() -> str:
+        world.Thing(name="kept").save()
+        world.auto.on_commit(killed)
+        world.auto.on_commit(lambda: history.append("never"))
+        return "done"
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(world, view)
+    assert world.database.names == ["kept"]
+    assert history == []
+    assert "1 callbacks were not run" in caplog.text
+
+
+# What goes past the session
+
+
+@pytest.mark.parametrize("method", ["reset", "invalidate"])
+def test_row_16_other_ways_to_drop_the_session(
+    world: World, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """reset() and invalidate() drop what was done, with a warning behind a success."""
+
+    def view() -> str:
+        world.Thing(name="gone").save()
+        getattr(world.db.session(), method)()
+        world.Thing(name="kept").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+    assert f"{method}() was called" in caplog.text
+
+
+def test_row_15_the_transaction_object_cannot_commit_past_the_unit(world: World) -> None:
+    """get_transaction().commit() is refused with a sentence that says what to call."""
+
+    def view() -> str:
+        world.Thing(name="kept").save()
+        with pytest.raises(AutoSessionError, match=r"Call db\.session\.commit\(\)"):
+            world.db.session().get_transaction().commit()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+
+
+def test_row_15_a_raw_commit_on_the_connection_is_explicit(world: World) -> None:
+    """What the connection itself commits stays, whatever the response says."""
+
+    def view() -> Any:
+        world.Thing(name="kept").save()
+        world.db.session.connection().commit()
+        return "", 400
+
+    assert answer(world, view) == 400
+    assert world.database.names == ["kept"]
+
+
+def test_row_15_what_session_begin_returns_can_be_used_by_hand(world: World) -> None:
+    """The object has commit(), rollback() and whatever else SQLAlchemy's has."""
+
+    def view() -> str:
+        transaction = world.db.session.begin()
+        world.Thing(name="gone").save()
+        assert transaction.is_active
+        transaction.rollback()
+        transaction = world.db.session.begin()
+        world.Thing(name="kept").save()
+        transaction.commit()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+
+
+def test_row_06_an_invalidated_connection_is_told_as_failure(world: World) -> None:
+    """A connection that was thrown away under the unit cannot be committed."""
+
+    def view() -> str:
+        world.Thing(name="gone").save()
+        world.db.session.connection().invalidate()
+        return "told"
+
+    assert answer(world, view) == 500
+    assert world.database.names == []
+
+
+def test_a_session_of_ones_own_is_nobodys_unit(world: World) -> None:
+    """db.session.session_factory makes sessions that behave as SQLAlchemy says."""
+    with world.app.app_context():
+        session = world.db.session.session_factory()
+        session.add(world.Thing(name="own"))
+        with session.begin_nested():
+            session.connection()
+        session.commit()
+        session.close()
+        kept = world.db.session()
+        with kept.begin_nested():
+            pass
+        world.db.session.remove()
+        with kept.begin_nested():
+            kept.add(world.Thing(name="kept"))
+        kept.commit()
+        kept.close()
+        world.db.session.registry.set(sa.orm.Session(world.db.engine))
+        world.db.session.add(world.Thing(name="foreign"))
+        world.db.session.commit()
+        world.db.session.remove()
+    assert world.database.names == ["own", "kept", "foreign"]
+
+
+def test_doom_and_manual_may_be_said_twice_or_in_vain(world: World) -> None:
+    """doom() is told from its first place; a manual view called outside of a request just runs."""
+
+    @world.auto.manual
+    def view() -> str:
+        return "ran"
+
+    with world.app.app_context():
+        world.auto.doom()
+        world.auto.doom()
+        world.Thing(name="gone").save()
+        assert view() == "ran"
+    assert world.database.names == []
