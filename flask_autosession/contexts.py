@@ -124,7 +124,8 @@ class ContextHooks:
                 self._remove()
 
     def _end_context(self, scope: Scope, args: tuple[Any, ...]) -> None:
-        error = next((arg for arg in args if isinstance(arg, BaseException)), None)
+        # An older click leaves the context while its exception is handled, but does not pass it.
+        error = next((arg for arg in args if isinstance(arg, BaseException)), sys.exception())
         phase, scope.frame.phase = scope.frame.phase, Phase.DECIDED
         if phase is Phase.UNDISPATCHED:
             scope.leftovers(

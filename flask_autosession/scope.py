@@ -73,12 +73,12 @@ class Scope(UnitOfWork):
         )
         signal = not self.frame.receiving
         if committed:
-            if signal and unit_committed.receivers:
+            if signal and unit_committed.has_receivers_for(self.app):
                 send = functools.partial(unit_committed.send, self.app)
                 self._queue.append((send, "unit_committed"))
             self._queue.extend((callback, "on_commit") for callback in unit.on_commit)
         else:
-            if signal and unit_rolled_back.receivers:
+            if signal and unit_rolled_back.has_receivers_for(self.app):
                 send = functools.partial(unit_rolled_back.send, self.app, reason=reason)
                 self._queue.append((send, "unit_rolled_back"))
             self._queue.extend((callback, "on_rollback") for callback in unit.on_rollback)

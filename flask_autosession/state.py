@@ -105,6 +105,7 @@ class Unit:
             self.failure = Failure(error, where(), level)
         else:
             self.failure.level = min(self.failure.level, level)
+            self.failure.undone = self.failure.undone and level > 0
 
     def savepoint_set(self, transaction: SessionTransaction) -> None:
         """Note that a savepoint was set; what is registered from now on belongs to it."""

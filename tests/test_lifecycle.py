@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
+import click
 import pytest
 from flask import Flask, Response
 from sqlalchemy.exc import OperationalError
@@ -179,3 +181,35 @@ def test_a_request_made_by_a_view_is_a_unit_of_its_own(
 
     assert world.app.test_client().get("/outer").status_code == status
     assert sorted(world.database.names) == sorted(durable)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("block", [False, True])
+def test_a_command_that_fails_keeps_nothing(world: World, fails: bool, block: bool) -> None:
+    """Whether click passes the exception on to the app context, as it does from 8.3 on, or not."""
+
+    @world.app.cli.command("work")
+    def work() -> None:
+        with world.auto.unit() if block else nullcontext():
+            world.Thing(name="kept").save()
+            if fails:
+                raise ValueError
+
+    result = world.app.test_cli_runner().invoke(args=["work"])
+    assert result.exit_code == int(fails)
+    assert world.database.names == ([] if fails else ["kept"])
+
+
+def test_a_command_that_exits_inside_a_unit_keeps_nothing(world: World) -> None:
+    """click closes the contexts around the block first, but only the block's end commits."""
+
+    @world.app.cli.command("work")
+    @click.pass_context
+    def work(context: click.Context) -> None:
+        with world.auto.unit():
+            world.Thing(name="gone").save()
+            context.exit(3)
+
+    result = world.app.test_cli_runner().invoke(args=["work"])
+    assert result.exit_code != 0
+    assert world.database.names == []

@@ -473,6 +473,20 @@ def test_row_11_any_swallowed_statement_error_dooms_the_unit(
     assert __file__ in told
 
 
+def test_row_11_reads_work_after_a_second_failure_too(world: World) -> None:
+    """However often something fails, what is read next is read in a transaction that works."""
+    seen: list[int] = []
+
+    def view() -> str:
+        for _ in range(3):
+            swallow(lambda: STATEMENTS["select"](world), DBAPIError)
+        seen.append(world.Thing.query.count())
+        return "told"
+
+    assert answer(world, view) == 200
+    assert seen == [0]
+
+
 @pytest.mark.parametrize("fail", STATEMENTS.values(), ids=STATEMENTS)
 def test_row_11_a_statement_error_as_the_last_thing_dooms_too(
     world: World, fail: Callable[[World], Any]

@@ -456,7 +456,8 @@ class Model:
     def _do_rollback(self, op: p.Rollback) -> str | None:
         if self._unit.depth:
             return "left out"
-        self._lose(self._unit.unsaved)
+        # Only a response can say success over what was dropped by choice.
+        self._lose(self._frame.is_request and self._unit.unsaved)
         self._end_by_rollback()
         return None
 
@@ -492,8 +493,14 @@ class Model:
     def _do_savepoint(self, op: p.Savepoint) -> None:
         self._enter_savepoint()
         unit = self._unit
+        leaving: Failed | None = None
         try:
-            self.do(op.body)
+            try:
+                self.do(op.body)
+            except Failed as error:
+                if error.kind != "redirect":
+                    raise
+                leaving = error  # control flow, as for the request (row 5)
             self._flush()
             if unit.failed is not None and unit.failed >= unit.depth:
                 raise Failed("refused")
@@ -501,6 +508,8 @@ class Model:
             self._roll_back_savepoint()
             raise
         self._release_savepoint()
+        if leaving is not None:
+            raise leaving
 
     def _do_nested(self, op: p.Nested) -> None:
         self._enter_savepoint()
