@@ -9,7 +9,7 @@ from typing import Any
 
 from .exc import ConfigError
 
-PREFIX = "AUTOSESSION_"
+PREFIX: str = "AUTOSESSION_"
 
 # from_prefixed_env() parses values as JSON, so that "1" arrives as the number and
 # "yes" as the string: every spelling of a truth value counts alike.

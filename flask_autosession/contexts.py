@@ -12,9 +12,9 @@ from .config import Settings
 from .scope import Scope
 from .state import Phase
 
-SCOPE = "_autosession"
-IN_FLIGHT = "_autosession_in_flight"
-OUTER = "flask_autosession.outer"
+SCOPE: str = "_autosession"
+IN_FLIGHT: str = "_autosession_in_flight"
+OUTER: str = "flask_autosession.outer"
 
 
 def scope_of_context() -> Scope | None:
@@ -57,7 +57,7 @@ class ContextHooks:
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         self._app = weakref.ref(app)
-        self.settings = settings
+        self.settings: Settings = settings
         self._warned: set[str] = set()
 
     @property

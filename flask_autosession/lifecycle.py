@@ -28,7 +28,7 @@ from .contexts import (
 from .scope import Scope
 from .state import Frame, Phase
 
-logger = logging.getLogger("flask_autosession")
+logger: logging.Logger = logging.getLogger("flask_autosession")
 
 
 class Lifecycle(ContextHooks):

@@ -36,7 +36,7 @@ class UnitRegistry(ScopedRegistry[Session]):
     ) -> None:
         super().__init__(plain.createfunc, plain.scopefunc)
         self._attach = attach
-        self.registry = plain.registry
+        cast(Any, self).registry = plain.registry
         self._plain = plain
         self._scope = scope
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from .signals import unit_committed, unit_rolled_back
 from .state import Callback, Failure, Frame, Phase, State, Unit, decide
 from .unit import UnitOfWork
 
-logger = logging.getLogger("flask_autosession")
+logger: logging.Logger = logging.getLogger("flask_autosession")
 
 
 class Scope(UnitOfWork):
@@ -32,10 +31,10 @@ class Scope(UnitOfWork):
 
     def __init__(self, app: Flask, settings: Settings, warned: set[str]) -> None:
         super().__init__()
-        self.app = app
-        self.settings = settings
-        self.frames = [Frame(lambda: "app context", Phase.CONTEXT)]
-        self.of_request = False
+        self.app: Flask = app
+        self.settings: Settings = settings
+        self.frames: list[Frame] = [Frame(lambda: "app context", Phase.CONTEXT)]
+        self.of_request: bool = False
         """Whether the context was made for a request, which decides for it even when it is over."""
         self.blocks: list[object] = []
         """The blocks of ``auto.savepoint()`` that are open, innermost last."""
@@ -118,7 +117,7 @@ class Scope(UnitOfWork):
     def lift(self, session: Session, failure: Failure) -> None:
         """Note that a savepoint's rollback has undone a failure; warn if nobody was told."""
         super().lift(session, failure)
-        if sys.exception() is None:
+        if failure.silent:
             # SQLAlchemy ends the block of a savepoint in which a flush has failed without a word.
             self.frame.drops.append(str(failure))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from blinker import Namespace
+from blinker import NamedSignal, Namespace
 
 _signals = Namespace()
 
-unit_committed = _signals.signal("unit-committed")
+unit_committed: NamedSignal = _signals.signal("unit-committed")
 """Sent after a unit of work was committed. The sender is the application.
 
 .. versionadded:: 0.1.0
 """
 
-unit_rolled_back = _signals.signal("unit-rolled-back")
+unit_rolled_back: NamedSignal = _signals.signal("unit-rolled-back")
 """Sent after a unit of work was rolled back. The sender is the application; ``reason``,
 a string, says why.
 

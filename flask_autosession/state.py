@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,8 @@ class Failure:
     """How many savepoints were open: 0 harms the whole unit, 1 the outermost savepoint."""
     undone: bool = False
     """Whether the database has rolled back already."""
+    silent: bool = False
+    """Whether a savepoint was rolled back over it while no exception said so."""
 
     def __str__(self) -> str:
         # Only the class of the error: the text of a database error quotes the row's values.
@@ -63,6 +66,7 @@ class Failure:
 class _Savepoint:
     transaction: SessionTransaction
     callbacks: int
+    in_flight: BaseException | None
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Unit:
 
     def savepoint_set(self, transaction: SessionTransaction) -> None:
         """Note that a savepoint was set; what is registered from now on belongs to it."""
-        self._savepoints.append(_Savepoint(transaction, len(self.on_commit)))
+        self._savepoints.append(_Savepoint(transaction, len(self.on_commit), sys.exception()))
 
     def savepoint_released(self, transaction: SessionTransaction | None) -> None:
         """Note that a savepoint was released; a failure in it now sits in what is around it."""
@@ -129,12 +133,14 @@ class Unit:
         depth = self._depth(transaction)
         if depth is None:
             return None
-        del self.on_commit[self._savepoints[depth].callbacks :]
+        savepoint = self._savepoints[depth]
+        del self.on_commit[savepoint.callbacks :]
         del self._savepoints[depth:]
         failure = self.failure
         if failure is None or failure.level <= depth:
             return None
         self.failure = None
+        failure.silent = sys.exception() is savepoint.in_flight
         return failure
 
     def undone(self) -> None:

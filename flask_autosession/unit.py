@@ -17,7 +17,7 @@ from .drivers import is_aborted
 from .exc import AutoSessionError, DoomedError
 from .state import Failure, State, Unit
 
-logger = logging.getLogger("flask_autosession")
+logger: logging.Logger = logging.getLogger("flask_autosession")
 
 
 class UnitOfWork(ABC):
@@ -28,8 +28,8 @@ class UnitOfWork(ABC):
 
     def __init__(self) -> None:
         self.session: Session | None = None
-        self.unit = Unit()
-        self.ending = False
+        self.unit: Unit = Unit()
+        self.ending: bool = False
         """True while this class itself drives the session, so that its overrides stand back."""
         self._guarded: Session | None = None
         self._sent: list[Connection] = []
@@ -158,7 +158,8 @@ class UnitOfWork(ABC):
                 session.invalidate()
 
     def _finish(self, outcome: State, reason: str) -> None:
-        unit, self.unit = self.unit, Unit()
+        unit = self.unit
+        self.unit = Unit()
         self._unguard()
         if unit.state is not State.IDLE:
             unit.outcome = outcome
@@ -166,7 +167,8 @@ class UnitOfWork(ABC):
 
     def remove(self) -> None:
         """Give the session up, and its connection back, whatever state they are in."""
-        session, self.session = self.session, None
+        session = self.session
+        self.session = None
         self._unguard()
         if session is not None:
             with self.driving():
@@ -175,7 +177,8 @@ class UnitOfWork(ABC):
     @contextmanager
     def driving(self) -> Generator[None]:
         """Let the session's own methods through, because they are called from here."""
-        before, self.ending = self.ending, True
+        before = self.ending
+        self.ending = True
         try:
             yield
         finally:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -114,9 +116,24 @@ def live_sessions() -> list[UnitSession]:
     ]
 
 
+# What the drivers have opened, to be closed when a test is over: left to the garbage collector, a
+# connection of a test that did not dispose of its engine would be warned of in some later test.
+_opened: list[Any] = []
+
+
+@sa.event.listens_for(sa.pool.Pool, "connect")
+def _connected(connection: Any, _: object) -> None:
+    _opened.append(connection)
+
+
 @pytest.fixture(autouse=True)
 def leaks() -> Iterator[None]:
     """Fail a test that leaves a context pushed or a session in a transaction."""
     yield
-    assert not has_app_context(), "the test left an app context pushed"
-    assert not live_sessions(), "the test left a session in a transaction"
+    try:
+        assert not has_app_context(), "the test left an app context pushed"
+        assert not live_sessions(), "the test left a session in a transaction"
+    finally:
+        while _opened:
+            with suppress(Exception):  # closed already, or in another thread
+                _opened.pop().close()

@@ -549,6 +549,34 @@ def test_row_11_an_error_swallowed_inside_a_raw_begin_nested_dooms(
     assert warnings(caplog)
 
 
+@pytest.mark.parametrize("handling", [False, True])
+def test_row_11_a_raw_begin_nested_that_closes_in_silence_is_told_of(
+    world: World, handling: bool, caplog: Caplog
+) -> None:
+    """SQLAlchemy rolls it back and raises nothing: what was thrown away is in the log."""
+    world.database.insert("taken")
+
+    def work() -> str:
+        with world.db.session.begin_nested():
+            world.Thing(name="gone").save()
+            swallow(lambda: _save(world))
+        return "told"
+
+    @world.app.errorhandler(LookupError)
+    def handler(error: LookupError) -> str:
+        return work()
+
+    def view() -> str:
+        if handling:
+            raise LookupError
+        return work()
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["taken"]
+    (told,) = warnings(caplog)
+    assert "IntegrityError" in told
+
+
 def test_row_11_an_error_of_a_raw_cursor_is_found_on_postgresql(
     world: World, caplog: Caplog
 ) -> None:

@@ -59,7 +59,7 @@ def test_a_rolled_back_savepoint_takes_its_failure_and_callbacks_along() -> None
     unit.on_commit.append(lambda: None)
     unit.on_rollback.append(audit := lambda: None)
     fail(unit, error := ValueError())
-    assert unit.savepoint_rolled_back(outer) == Failure(error, "app.py:1", 2)
+    assert unit.savepoint_rolled_back(outer) == Failure(error, "app.py:1", 2, silent=True)
     assert (unit.failure, unit.level) == (None, 0)
     assert (unit.on_commit, unit.on_rollback) == ([before], [audit])
 

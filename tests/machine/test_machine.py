@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 
 from ..world import Database
 from .model import Model
@@ -47,6 +47,7 @@ def test_whatever_a_program_does_the_contract_holds(runner: Runner, database: Da
         derandomize=False,
         database=None,
         print_blob=True,
+        phases=[Phase.generate, Phase.shrink],  # explaining a failure takes minutes
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(program=programs())
