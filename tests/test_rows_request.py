@@ -534,6 +534,28 @@ def test_row_07_an_after_request_function_that_fails_rolls_back(world: World) ->
     assert world.database.names == []
 
 
+def test_row_07_a_failing_after_request_function_is_an_error_whatever_it_was_rendered_as(
+    world: World,
+) -> None:
+    """A handler for 500 that answers 200 does not bring the view's work back."""
+    calls: list[str] = []
+
+    @world.app.after_request
+    def after(response: Any) -> Any:
+        calls.append("after")
+        if len(calls) == 1:
+            raise Boom
+        return response
+
+    @world.app.errorhandler(500)
+    def handler(error: Any) -> Any:
+        world.Thing(name="handler").save()
+        return "fine", 200
+
+    assert answer(world, lambda: str(world.Thing(name="gone").save().id)) == 200
+    assert world.database.names == ["handler"]
+
+
 def test_row_07_a_session_that_cannot_be_saved_rolls_back(world: World) -> None:
     """An exception while flask.session is saved ends in 500, and nothing is there."""
     calls = []
