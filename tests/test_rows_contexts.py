@@ -446,7 +446,7 @@ def test_row_29_no_later_context_inherits_the_session(
         return "no", 400
 
     client = world.app.test_client()
-    for number in range(200):
+    for number in range(4000):
         if kind == "request":
             with pytest.raises(LookupError):
                 client.get(f"/{number}")
@@ -454,8 +454,12 @@ def test_row_29_no_later_context_inherits_the_session(
             with pytest.raises(LookupError), world.app.app_context():
                 work(number)
                 raise ZeroDivisionError
+        if number >= 199 and len(set(addresses)) < len(addresses):
+            break  # usually long since; some interpreters take their time to use one again
     assert dirty == []
-    assert len(set(addresses)) < 200, "no address was used again: this run has shown nothing"
+    assert len(set(addresses)) < len(addresses), (
+        "no address was used again: this run has shown nothing"
+    )
     assert world.database.names == []
     with pytest.raises(LookupError):
         world.close()
