@@ -237,12 +237,9 @@ class Scope(UnitOfWork):
         if self.frame.doom is not None:
             self.rollback(f"doomed: {self.frame.doom}", last=last)
             return
-        self._commit_or_end(reason, last=last)
-        self._tell_drops()
-
-    def _commit_or_end(self, reason: str, *, last: bool) -> None:
         try:
             self.commit(reason, last=last)
         except BaseException as error:
             self.raised(error)
             raise
+        self._tell_drops()
