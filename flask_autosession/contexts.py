@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from typing import Any, cast
 
-from flask import Flask, g, has_app_context, has_request_context, request
+import click
+from flask import Flask, current_app, g, has_app_context, has_request_context, request
 
+from .callsite import raised_at
+from .cli import begin, current_command, in_flight, leave_shell, leaving, watch_exit
 from .config import Settings
 from .scope import Scope
-from .state import Phase
+from .state import SCRIPTS, Frame, Phase
 
 SCOPE: str = "_autosession"
 IN_FLIGHT: str = "_autosession_in_flight"
 OUTER: str = "flask_autosession.outer"
+COMMAND: str = "_autosession_command"
+STREAM: str = "flask_autosession.stream"
 
 
 def scope_of_context() -> Scope | None:
@@ -38,14 +42,19 @@ def is_shared() -> bool:
     return outer is not None and outer is g._get_current_object()
 
 
-def is_clean(error: BaseException) -> bool:
-    """Whether an exception that is about while a context is left is none of its own."""
-    return error is getattr(g, IN_FLIGHT, None) or exits_cleanly(error)
+def exception_of(args: tuple[Any, ...]) -> BaseException | None:
+    """Return the exception among the arguments that Flask has passed."""
+    return next((arg for arg in args if isinstance(arg, BaseException)), None)
 
 
-def exits_cleanly(error: BaseException) -> bool:
-    """Whether an exception is sys.exit() with a code that says success."""
-    return isinstance(error, SystemExit) and error.code in (None, 0)
+def _remember(namespace: Any) -> None:
+    # What is being handled right now is no error of the new context's own, and a command that
+    # runs right now has this context inside of it.
+    setattr(namespace, IN_FLIGHT, in_flight())
+    command = current_command()
+    if command is not None:
+        setattr(namespace, COMMAND, command)
+        watch_exit()
 
 
 class ContextHooks:
@@ -75,41 +84,96 @@ class ContextHooks:
             setattr(g, SCOPE, scope)
         return scope
 
+    def arrive(self, scope: Scope) -> None:
+        """Begin a stream or a command that works in an app context which was there before it.
+
+        Neither Flask nor click tells when that happens, so it is asked for whenever something
+        reaches for the session while no request is being dispatched.
+
+        :param scope: The scope of the current app context.
+        """
+        if has_request_context():
+            self._resume_stream(scope)
+        root = current_command()
+        if root is not None and getattr(g, COMMAND, None) is not root:
+            begin(scope, root)
+
     def app_context(self, original: Any, *args: Any) -> Any:
-        """Remember what is being handled right now: it is not an error of the new context."""
+        """Remember where the context was made."""
         context = original(*args)
-        in_flight = sys.exception()
-        if in_flight is not None:
-            setattr(context.g, IN_FLIGHT, in_flight)
+        _remember(context.g)
         return context
 
     def request_context(self, original: Any, environ: Any, *args: Any) -> Any:
         """Remember the app context that a request may share, and then must leave alone."""
         if has_app_context():
             environ[OUTER] = g._get_current_object()
-        return original(environ, *args)
+        context = original(environ, *args)
+        if hasattr(context, "g"):  # from Flask 3.2 on it is an app context as well
+            _remember(context.g)
+        return context
+
+    def invoke_command(self, original: Any, command: click.Context) -> Any:
+        """Run a command of ``app.cli`` in an app context, as the ``flask`` command does."""
+        inside = has_app_context() and current_app == self.app
+        if inside and self.scope().frame.phase in SCRIPTS:
+            self.arrive(self.scope())
+        else:
+            command.with_resource(self.app.app_context())
+        return original(command)
 
     def do_teardown_request(self, original: Any, *args: Any) -> None:
         """Note that the request's fate is decided, before the teardown functions run."""
         scope, shared = self.scope(), is_shared()
+        self._resume_stream(scope)
         dispatched = scope.frame.request is current_request()
         if dispatched and scope.frame.running:
             # The end of a copy, made by copy_current_request_context, in the same app context.
             original(*args)
             return
         scope.of_request = scope.of_request or not shared
-        if dispatched:
-            scope.frame.phase = Phase.DECIDED
-        elif not shared and scope.frame.phase is Phase.CONTEXT:
-            scope.frame.phase = Phase.UNDISPATCHED
-        try:
+        if not dispatched:
+            if not shared and scope.frame.phase is Phase.CONTEXT:
+                scope.frame.phase = Phase.UNDISPATCHED
             original(*args)
+            return
+        try:
+            self._end_stream(scope, exception_of(args), last=not shared)
         finally:
-            if dispatched:
+            scope.frame.phase = Phase.DECIDED
+            try:
+                original(*args)
+            finally:
                 scope.leftovers("it was written after the response was decided", last=not shared)
-                scope.frames.pop()
+                self._pause_stream(scope, scope.frames.pop())
                 if not shared:
                     scope.frame.phase = Phase.DECIDED
+
+    # Streams. Flask 3.0 keeps the context until the body is made, Flask 3.1 tears it down before
+    # and once more behind it.
+
+    def _pause_stream(self, scope: Scope, frame: Frame) -> None:
+        if frame.stream is not None:
+            frame.request = None  # which holds what this is about to be put into
+            request.environ[STREAM] = scope, frame
+
+    def _resume_stream(self, scope: Scope) -> None:
+        paused_in, frame = request.environ.get(STREAM, (None, None))
+        if paused_in is scope:
+            del request.environ[STREAM]
+            frame.phase, frame.request = frame.stream, current_request()
+            scope.frames.append(frame)
+
+    def _end_stream(self, scope: Scope, error: BaseException | None, *, last: bool) -> None:
+        if scope.frame.phase is not Phase.STREAM:
+            return
+        if error is None:
+            scope.end_cleanly("the stream was read to its end", last=last)
+        elif isinstance(error, GeneratorExit):
+            scope.leftovers("the client went away before the end of the stream", last=last)
+        else:
+            what = f"{type(error).__name__} at {raised_at(error)}"
+            scope.leftovers(f"the stream was cut by {what}", last=last)
 
     def do_teardown_appcontext(self, original: Any, *args: Any) -> None:
         """End the context's unit of work, and remove its session whatever else fails."""
@@ -124,8 +188,7 @@ class ContextHooks:
                 self._remove()
 
     def _end_context(self, scope: Scope, args: tuple[Any, ...]) -> None:
-        # An older click leaves the context while its exception is handled, but does not pass it.
-        error = next((arg for arg in args if isinstance(arg, BaseException)), sys.exception())
+        error = leaving(exception_of(args), getattr(g, IN_FLIGHT, (None, None)))
         phase, scope.frame.phase = scope.frame.phase, Phase.DECIDED
         if phase is Phase.UNDISPATCHED:
             scope.leftovers(
@@ -136,7 +199,9 @@ class ContextHooks:
             scope.leftovers("it was written after the response was decided")
         elif phase is Phase.UNIT:
             scope.leftovers("the context was left before the block of auto.unit()")
-        elif error is not None and not is_clean(error):
+        elif phase is Phase.SHELL:
+            leave_shell(scope, last=True)
+        elif error is not None:
             scope.raised(error)
         elif self.settings.commit_contexts:
             scope.end_cleanly("the context was left", last=True)

@@ -12,7 +12,7 @@ from flask import Flask, current_app
 from sqlalchemy.orm import scoped_session
 
 from .callsite import caller
-from .contexts import exits_cleanly
+from .cli import exits_cleanly
 from .exc import NoUnitError
 from .savepoint import Savepoint
 from .scope import Scope

@@ -12,6 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL
 from sqlalchemy.orm import scoped_session
 
+from .cli import current_command, enter_shell
 from .config import Settings, read_settings
 from .contexts import scope_of_context
 from .control import Control
@@ -22,6 +23,7 @@ from .model import swap_in
 from .registry import wrap_session
 from .scope import Scope
 from .session import UnitSession
+from .state import Phase
 
 Rule = Callable[[Response], bool]
 
@@ -76,6 +78,7 @@ class AutoSession(Control):
             self.db.init_app(app)
             self._initialised.add(app)
         app.extensions["autosession"] = self
+        app.shell_context_processor(self._shell_context)
         if settings.enabled:
             lifecycle = Lifecycle(app, settings, functools.partial(self._success, settings))
             self._lifecycles[app] = lifecycle
@@ -108,6 +111,12 @@ class AutoSession(Control):
 
         cast(Any, db).init_app = init_app_once
 
+    def _shell_context(self) -> dict[str, Any]:
+        scope = self._scope()
+        if scope is not None and current_command() is not None:
+            enter_shell(scope)
+        return {"auto": self, "db": self.db}
+
     def _success(self, settings: Settings, response: Response) -> bool:
         if self._rule is not None:
             return bool(self._rule(response))
@@ -117,10 +126,14 @@ class AutoSession(Control):
         if not has_app_context():
             return None
         scope = scope_of_context()
-        if scope is None:
-            app: Flask = cast(Any, current_app)._get_current_object()
-            lifecycle = self._lifecycles.get(app)
-            scope = None if lifecycle is None else lifecycle.scope()
+        if scope is not None and scope.frame.phase is Phase.REQUEST:
+            return scope
+        app: Flask = cast(Any, current_app)._get_current_object()
+        lifecycle = self._lifecycles.get(app)
+        if lifecycle is None:
+            return None
+        scope = lifecycle.scope()
+        lifecycle.arrive(scope)
         return scope
 
     def _default_app(self) -> Flask:

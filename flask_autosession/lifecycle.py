@@ -26,7 +26,7 @@ from .contexts import (
     scope_of_context,
 )
 from .scope import Scope
-from .state import Frame, Phase
+from .state import SCRIPTS, Frame, Phase
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
@@ -59,6 +59,8 @@ class Lifecycle(ContextHooks):
             self.do_teardown_appcontext,
         ):
             self._wrap(wrapper)
+        commands = cast(Any, self.app.cli)
+        commands.invoke = functools.partial(self.invoke_command, commands.invoke)
 
     def _wrap(self, wrapper: Callable[..., Any]) -> None:
         name = wrapper.__name__
@@ -77,7 +79,7 @@ class Lifecycle(ContextHooks):
             # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
             self._wrap(self.handle_exception)
         outer = self._outer()
-        if outer is not None and outer.frame.phase is not Phase.CONTEXT:
+        if outer is not None and outer.frame.phase not in SCRIPTS:
             # A request made by a view, whose own unit is not over: neither may end the other's.
             with self.app.app_context():
                 return original(*args)
@@ -110,6 +112,7 @@ class Lifecycle(ContextHooks):
             scope.frames.append(Frame(request_name, Phase.REQUEST, request=current))
         frame = scope.frame
         frame.phase, frame.status, frame.running = Phase.REQUEST, None, True
+        frame.stream = None
         try:
             yield scope
         except BaseException as error:
@@ -117,6 +120,7 @@ class Lifecycle(ContextHooks):
             raise
         finally:
             frame.running = False
+            frame.phase = frame.stream or frame.phase
 
     def preprocess_request(self, original: Any, *args: Any) -> Any:
         """Run the functions that come before the view; one of them may answer in its place."""
@@ -161,9 +165,14 @@ class Lifecycle(ContextHooks):
             raise
 
     def _conclude(self, scope: Scope, response: Response) -> None:
-        scope.frame.status = response.status_code
+        frame, success = scope.frame, self._success(response)
+        frame.status = response.status_code
+        phase = frame.phase
         with self._refusing(scope):
-            scope.conclude(self._success(response), last=not is_shared())
+            scope.conclude(success, last=not is_shared())
+        if phase is not Phase.DECIDED and response.is_streamed:
+            judged = success and phase is Phase.REQUEST
+            frame.stream = Phase.STREAM if judged else Phase.DECIDED
 
     def _concluded(self, scope: Scope, response: Response) -> Response:
         try:

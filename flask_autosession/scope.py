@@ -15,7 +15,7 @@ from .callsite import caller, raised_at
 from .config import Settings
 from .exc import ExplicitCommitError
 from .signals import unit_committed, unit_rolled_back
-from .state import Callback, Failure, Frame, Phase, State, Unit, decide
+from .state import IN_REQUEST, Callback, Failure, Frame, Phase, State, Unit, decide
 from .unit import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
@@ -128,7 +128,7 @@ class Scope(UnitOfWork):
         :raises ExplicitCommitError: In a request, under ``forbid``.
         :raises DoomedError: If the unit is doomed.
         """
-        in_request = self.frame.phase is Phase.REQUEST
+        in_request = self.frame.phase in IN_REQUEST
         policy = self.settings.explicit_commit if in_request else "allow"
         if policy == "forbid":
             raise ExplicitCommitError(caller())
@@ -157,7 +157,7 @@ class Scope(UnitOfWork):
         :param end: The method itself, of the session's own class.
         """
         # Only a response can say success over work that was dropped by choice.
-        if self.unsaved and self.frame.phase in (Phase.REQUEST, Phase.DECIDED):
+        if self.unsaved and self.frame.phase in IN_REQUEST | {Phase.DECIDED}:
             self._drop(f"{how} was called at {caller()}")
             if self.frame.phase is Phase.DECIDED:
                 self._tell_drops()
@@ -221,8 +221,8 @@ class Scope(UnitOfWork):
         frame.phase = Phase.DECIDED
 
     def leftovers(self, why: str, *, last: bool = True) -> None:
-        """Roll back what nobody committed, with a warning if something was written."""
-        if self.unsaved:
+        """Roll back what nobody committed, with a warning if something was to follow from it."""
+        if self.unsaved or self.unit.on_commit:
             logger.warning("%s: uncommitted work was dropped: %s", str(self.frame), why)
         self.rollback(why, last=last)
 

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .scope import Scope
+from .state import Phase
 
 
 class UnitSession(Session):
@@ -86,13 +87,16 @@ class UnitSession(Session):
                 scope.refuse_doomed(unit.failure)
             if unit.failure.level:
                 return  # the savepoint is dead, not even a flush of nothing is possible
-        wrote = unit.wrote
+        wrote, flushed = unit.wrote, dict[int, object]()
+        if scope.frame.phase is Phase.SHELL:
+            flushed = {id(one): one for one in (*self.new, *self.dirty, *self.deleted)}
         try:
             super().flush(*args, **kwargs)
         except BaseException as error:
             unit.wrote = wrote
             scope.flush_failed(self, error)
             raise
+        unit.flushed.update(flushed)
 
     def _changed(self) -> bool:
         return bool(self.new or self.deleted or any(map(self.is_modified, self.dirty)))

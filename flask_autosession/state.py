@@ -35,12 +35,24 @@ class Phase(enum.Enum):
     """Inside ``with auto.unit():``, which ends it itself."""
     MANUAL = "manual"
     """Inside a view that ends its transactions itself."""
+    STREAM = "stream"
+    """The response says success and its body is being made; how that ends decides."""
+    COMMAND = "command"
+    """A command in a context that was there before it; its exit code decides."""
+    SHELL = "shell"
+    """``flask shell``: nothing is kept but what is committed explicitly."""
     DECIDED = "decided"
     """The response has decided; what is written now needs a commit of its own."""
     UNDISPATCHED = "undispatched"
     """A request context that no request was dispatched in has ended: nobody decides."""
     CALLBACK = "callback"
     """An ``on_commit`` or ``on_rollback`` function runs, as a unit of its own."""
+
+
+IN_REQUEST: frozenset[Phase] = frozenset({Phase.REQUEST, Phase.STREAM})
+"""The phases in which ``AUTOSESSION_EXPLICIT_COMMIT`` says what an explicit commit means."""
+SCRIPTS: frozenset[Phase] = frozenset({Phase.CONTEXT, Phase.COMMAND})
+"""The phases whose work is committed before a request or a command in the same context begins."""
 
 
 @dataclass
@@ -78,6 +90,8 @@ class Unit:
     wrote: bool = False
     """Whether a statement wrote, so far as that can be seen. It only decides about warnings,
     never about committing: a SELECT may call a function that writes."""
+    flushed: dict[int, object] = field(default_factory=dict[int, object])
+    """The objects that were flushed, by their id, where somebody wants to know how many."""
     connections: list[Connection] = field(default_factory=list[Connection])
     on_commit: list[Callback] = field(default_factory=list[Callback])
     on_rollback: list[Callback] = field(default_factory=list[Callback])
@@ -177,6 +191,8 @@ class Frame:
     """What the database, or a listener, has refused to flush or commit at the end."""
     errored: bool = False
     """Whether an exception has been passed on to the error handlers."""
+    stream: Phase | None = None
+    """What goes on while the body is made, if that is to be made behind the response."""
 
     def __str__(self) -> str:
         return self.name() if self.status is None else f"{self.name()} {self.status}"
