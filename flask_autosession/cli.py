@@ -38,7 +38,7 @@ InFlight = tuple[BaseException | None, TracebackType | None]
 def in_flight() -> InFlight:
     """Return the exception that is being handled right now, and how far it has come by now."""
     error = sys.exception()
-    return error, error and error.__traceback__
+    return error, None if error is None else error.__traceback__
 
 
 def leaving(error: BaseException | None, entered: InFlight) -> BaseException | None:

@@ -120,7 +120,8 @@ class Lifecycle(ContextHooks):
             raise
         finally:
             frame.running = False
-            frame.phase = frame.stream or frame.phase
+            stream = scope.frame.stream
+            frame.phase = frame.phase if stream is None else stream
 
     def preprocess_request(self, original: Any, *args: Any) -> Any:
         """Run the functions that come before the view; one of them may answer in its place."""
