@@ -31,7 +31,8 @@ def test_imports_point_one_way() -> None:
         ready = [name for name, needs in graph.items() if name not in done and needs <= set(done)]
         assert ready, f"a circle among {sorted(set(graph) - set(done))}"
         done.extend(ready)
-    assert done[-1] == "__init__"
+    # What stands on an optional package is a door of its own.
+    assert not {"__init__", "celery"} & {name for needs in graph.values() for name in needs}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
