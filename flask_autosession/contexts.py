@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, cast
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 from flask import Flask, current_app, g, has_app_context, has_request_context, request
 
-from .callsite import raised_at
-from .cli import begin, current_command, in_flight, leave_shell, leaving, watch_exit
+from .cli import Entered, adopt, begin, current_command, entered, leave_shell, leaving, watch_exit
 from .config import Settings
 from .scope import Scope
-from .state import SCRIPTS, Frame, Phase
+from .state import Phase
+from .streams import current_request, end_stream, pause_stream, resume_stream
 
 SCOPE: str = "_autosession"
-IN_FLIGHT: str = "_autosession_in_flight"
+ENTERED: str = "_autosession_entered"
 OUTER: str = "flask_autosession.outer"
 COMMAND: str = "_autosession_command"
-STREAM: str = "flask_autosession.stream"
 
 
 def scope_of_context() -> Scope | None:
     """Return the scope of the current app context, if it has one already."""
     scope: Scope | None = getattr(g, SCOPE, None)
     return scope
-
-
-def current_request() -> object:
-    """Return the current request itself, which the proxy stands for."""
-    return cast(Any, request)._get_current_object()
 
 
 def request_name() -> str:
@@ -47,10 +43,26 @@ def exception_of(args: tuple[Any, ...]) -> BaseException | None:
     return next((arg for arg in args if isinstance(arg, BaseException)), None)
 
 
+_NOTHING = Entered(None, None, exiting=False)
+
+
+def stands_alone(scope: Scope) -> bool:
+    """Whether the current context was there before a request or a command begins inside of it.
+
+    What such a context has done, in a test for example, is committed then. What a request, a
+    command or a unit has done by the time it starts another one is not.
+
+    :param scope: The scope of the current app context.
+    """
+    if scope.frame.phase is not Phase.CONTEXT or scope.unit.level:
+        return False
+    return getattr(g, COMMAND, None) is None
+
+
 def _remember(namespace: Any) -> None:
     # What is being handled right now is no error of the new context's own, and a command that
     # runs right now has this context inside of it.
-    setattr(namespace, IN_FLIGHT, in_flight())
+    setattr(namespace, ENTERED, entered())
     command = current_command()
     if command is not None:
         setattr(namespace, COMMAND, command)
@@ -93,9 +105,14 @@ class ContextHooks:
         :param scope: The scope of the current app context.
         """
         if has_request_context():
-            self._resume_stream(scope)
+            resume_stream(scope)
         root = current_command()
-        if root is not None and getattr(g, COMMAND, None) is not root:
+        if root is None:
+            return
+        own: bool = getattr(g, COMMAND, None) is root
+        if own:
+            adopt(scope, root)
+        elif stands_alone(scope):
             begin(scope, root)
 
     def app_context(self, original: Any, *args: Any) -> Any:
@@ -115,17 +132,21 @@ class ContextHooks:
 
     def invoke_command(self, original: Any, command: click.Context) -> Any:
         """Run a command of ``app.cli`` in an app context, as the ``flask`` command does."""
-        inside = has_app_context() and current_app == self.app
-        if inside and self.scope().frame.phase in SCRIPTS:
-            self.arrive(self.scope())
+        root = command.find_root()
+        if has_app_context() and current_app == self.app:
+            scope = self.scope()
+            self.arrive(scope)
+            inside = getattr(g, COMMAND, None) is root or scope.frame.request is root
         else:
+            inside = False
+        if not inside:
             command.with_resource(self.app.app_context())
         return original(command)
 
     def do_teardown_request(self, original: Any, *args: Any) -> None:
         """Note that the request's fate is decided, before the teardown functions run."""
         scope, shared = self.scope(), is_shared()
-        self._resume_stream(scope)
+        resume_stream(scope)
         dispatched = scope.frame.request is current_request()
         if dispatched and scope.frame.running:
             # The end of a copy, made by copy_current_request_context, in the same app context.
@@ -137,43 +158,21 @@ class ContextHooks:
                 scope.frame.phase = Phase.UNDISPATCHED
             original(*args)
             return
+        frame, error = scope.frame, exception_of(args)
         try:
-            self._end_stream(scope, exception_of(args), last=not shared)
+            end_stream(scope, error, last=not shared)
         finally:
             scope.frame.phase = Phase.DECIDED
             try:
                 original(*args)
             finally:
                 scope.leftovers("it was written after the response was decided", last=not shared)
-                self._pause_stream(scope, scope.frames.pop())
+                scope.frames.pop()
+                gone = isinstance(error, GeneratorExit)
+                if frame.body is not None and not frame.body.started and not gone:
+                    pause_stream(scope, frame, shared=shared)
                 if not shared:
                     scope.frame.phase = Phase.DECIDED
-
-    # Streams. Flask 3.0 keeps the context until the body is made, Flask 3.1 tears it down before
-    # and once more behind it.
-
-    def _pause_stream(self, scope: Scope, frame: Frame) -> None:
-        if frame.stream is not None:
-            frame.request = None  # which holds what this is about to be put into
-            request.environ[STREAM] = scope, frame
-
-    def _resume_stream(self, scope: Scope) -> None:
-        paused_in, frame = request.environ.get(STREAM, (None, None))
-        if paused_in is scope:
-            del request.environ[STREAM]
-            frame.phase, frame.request = frame.stream, current_request()
-            scope.frames.append(frame)
-
-    def _end_stream(self, scope: Scope, error: BaseException | None, *, last: bool) -> None:
-        if scope.frame.phase is not Phase.STREAM:
-            return
-        if error is None:
-            scope.end_cleanly("the stream was read to its end", last=last)
-        elif isinstance(error, GeneratorExit):
-            scope.leftovers("the client went away before the end of the stream", last=last)
-        else:
-            what = f"{type(error).__name__} at {raised_at(error)}"
-            scope.leftovers(f"the stream was cut by {what}", last=last)
 
     def do_teardown_appcontext(self, original: Any, *args: Any) -> None:
         """End the context's unit of work, and remove its session whatever else fails."""
@@ -182,13 +181,24 @@ class ContextHooks:
             if scope is not None:
                 self._end_context(scope, args)
         finally:
-            try:
-                original(*args)
-            finally:
-                self._remove()
+            with self._kept_for_stream():
+                try:
+                    original(*args)
+                finally:
+                    self._remove()
+
+    @contextmanager
+    def _kept_for_stream(self) -> Generator[None]:
+        scope, session = scope_of_context(), None
+        if scope is not None and scope.paused:
+            # The view's objects stay attached, as they do where the context stays.
+            session, scope.session, scope.paused = scope.session, None, False
+        yield
+        if scope is not None and session is not None:
+            scope.session = session
 
     def _end_context(self, scope: Scope, args: tuple[Any, ...]) -> None:
-        error = leaving(exception_of(args), getattr(g, IN_FLIGHT, (None, None)))
+        error = leaving(exception_of(args), getattr(g, ENTERED, _NOTHING))
         phase, scope.frame.phase = scope.frame.phase, Phase.DECIDED
         if phase is Phase.UNDISPATCHED:
             scope.leftovers(
@@ -203,7 +213,7 @@ class ContextHooks:
             leave_shell(scope, last=True)
         elif error is not None:
             scope.raised(error)
-        elif self.settings.commit_contexts:
+        elif self.settings.commit_contexts or hasattr(g, COMMAND):
             scope.end_cleanly("the context was left", last=True)
         else:
             scope.rollback("AUTOSESSION_COMMIT_CONTEXTS is False", last=True)

@@ -145,6 +145,14 @@ class AutoSession(Control):
             raise NoUnitError("auto.unit() without an app, and not exactly one initialised,")
         return apps[0]
 
+    def is_enabled(self, app: Flask) -> bool:
+        """Tell whether an application's sessions belong to units of work.
+
+        :param app: The application.
+        :return: False if ``init_app()`` was not called for it, or ``AUTOSESSION_ENABLED`` is False.
+        """
+        return app in self._lifecycles
+
     @property
     def db(self) -> SQLAlchemy:
         """The Flask-SQLAlchemy object.

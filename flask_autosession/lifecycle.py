@@ -11,22 +11,24 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-from flask import Flask, Response, current_app, has_app_context
+from flask import Flask, Response, current_app, has_app_context, has_request_context
 from werkzeug.exceptions import InternalServerError
 
+from .body import Body, Progress
 from .config import Settings
 from .contexts import (
     ContextHooks,
-    current_request,
     is_shared,
     request_name,
     scope_of_context,
+    stands_alone,
 )
 from .scope import Scope
-from .state import SCRIPTS, Frame, Phase
+from .state import Frame, Phase
+from .streams import current_request
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
@@ -79,10 +81,10 @@ class Lifecycle(ContextHooks):
             # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
             self._wrap(self.handle_exception)
         outer = self._outer()
-        if outer is not None and outer.frame.phase not in SCRIPTS:
+        if outer is not None and not stands_alone(outer):
             # A request made by a view, whose own unit is not over: neither may end the other's.
             with self.app.app_context():
-                return original(*args)
+                return _read_here(original(*args))
         if outer is not None:
             outer.end_cleanly("a request begins inside of this context")
         return original(*args)
@@ -112,7 +114,7 @@ class Lifecycle(ContextHooks):
             scope.frames.append(Frame(request_name, Phase.REQUEST, request=current))
         frame = scope.frame
         frame.phase, frame.status, frame.running = Phase.REQUEST, None, True
-        frame.stream = None
+        scope.frame.body = None
         try:
             yield scope
         except BaseException as error:
@@ -120,8 +122,8 @@ class Lifecycle(ContextHooks):
             raise
         finally:
             frame.running = False
-            stream = scope.frame.stream
-            frame.phase = frame.phase if stream is None else stream
+            if frame.body is not None:
+                frame.phase = frame.behind
 
     def preprocess_request(self, original: Any, *args: Any) -> Any:
         """Run the functions that come before the view; one of them may answer in its place."""
@@ -149,7 +151,7 @@ class Lifecycle(ContextHooks):
         scope, before = self.scope(), next(arg for arg in args if isinstance(arg, Response))
         dispatched = scope.frame.running and scope.frame.request is current_request()
         if dispatched and not scope.frame.errored and self._success(before):
-            with self._refusing(scope):
+            with self._refusing(scope, before):
                 scope.flush()
         response: Response = original(*args)
         if dispatched and not self._success(response):
@@ -157,23 +159,26 @@ class Lifecycle(ContextHooks):
         return response
 
     @contextmanager
-    def _refusing(self, scope: Scope) -> Generator[None]:
+    def _refusing(self, scope: Scope, response: Response) -> Generator[None]:
         try:
             yield
         except Exception as error:
             scope.frame.refused = error
             scope.raised(error)
+            with suppress(Exception):
+                response.close()  # as a server does with what it does not send
             raise
 
     def _conclude(self, scope: Scope, response: Response) -> None:
         frame, success = scope.frame, self._success(response)
         frame.status = response.status_code
         phase = frame.phase
-        with self._refusing(scope):
+        with self._refusing(scope, response):
             scope.conclude(success, last=not is_shared())
-        if phase is not Phase.DECIDED and response.is_streamed:
-            judged = success and phase is Phase.REQUEST
-            frame.stream = Phase.STREAM if judged else Phase.DECIDED
+        if phase is not Phase.DECIDED and response.is_streamed and not response.direct_passthrough:
+            frame.body = Progress()
+            response.response = Body(response.response, frame.body)
+            frame.behind = Phase.STREAM if success and phase is Phase.REQUEST else Phase.DECIDED
 
     def _concluded(self, scope: Scope, response: Response) -> Response:
         try:
@@ -199,3 +204,13 @@ class Lifecycle(ContextHooks):
         scope, error = self.scope(), next(arg for arg in args if isinstance(arg, BaseException))
         if not scope.is_control_flow(error):
             scope.raised(error)
+
+
+def _read_here(body: Any) -> Any:
+    # Flask 3.0 keeps a request's context until its stream is read: here, or in another app context.
+    if not has_request_context() or not is_shared():
+        return body
+    try:
+        return list(body)
+    finally:
+        body.close()

@@ -36,6 +36,8 @@ class Scope(UnitOfWork):
         self.frames: list[Frame] = [Frame(lambda: "app context", Phase.CONTEXT)]
         self.of_request: bool = False
         """Whether the context was made for a request, which decides for it even when it is over."""
+        self.paused: bool = False
+        """Whether a stream is to go on in this context after it was torn down."""
         self.blocks: list[object] = []
         """The blocks of ``auto.savepoint()`` that are open, innermost last."""
         self._warned = warned
@@ -161,6 +163,8 @@ class Scope(UnitOfWork):
             self._drop(f"{how} was called at {caller()}")
             if self.frame.phase is Phase.DECIDED:
                 self._tell_drops()
+        if self.frame.phase is Phase.SHELL:
+            self.frame.doom = None  # there is no end before which it could be lifted
         with self.driving():
             end()
         self._finish(State.ROLLED_BACK, f"explicit {how}")

@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import SessionTransaction
 
+from .body import Progress
+
 Callback = Callable[[], Any]
 
 
@@ -51,8 +53,6 @@ class Phase(enum.Enum):
 
 IN_REQUEST: frozenset[Phase] = frozenset({Phase.REQUEST, Phase.STREAM})
 """The phases in which ``AUTOSESSION_EXPLICIT_COMMIT`` says what an explicit commit means."""
-SCRIPTS: frozenset[Phase] = frozenset({Phase.CONTEXT, Phase.COMMAND})
-"""The phases whose work is committed before a request or a command in the same context begins."""
 
 
 @dataclass
@@ -191,8 +191,10 @@ class Frame:
     """What the database, or a listener, has refused to flush or commit at the end."""
     errored: bool = False
     """Whether an exception has been passed on to the error handlers."""
-    stream: Phase | None = None
-    """What goes on while the body is made, if that is to be made behind the response."""
+    body: Progress | None = None
+    """How far the response's body has come, if that is made behind the response."""
+    behind: Phase = Phase.DECIDED
+    """What goes on while it is made."""
 
     def __str__(self) -> str:
         return self.name() if self.status is None else f"{self.name()} {self.status}"

@@ -45,7 +45,8 @@ class UnitOfWork(ABC):
         """Whether the unit has written, or holds changes, that only a commit would keep."""
         session = self.session
         return self.unit.wrote or (
-            session is not None and bool(session.new or session.dirty or session.deleted)
+            session is not None
+            and bool(session.new or session.deleted or any(map(session.is_modified, session.dirty)))
         )
 
     @property

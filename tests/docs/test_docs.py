@@ -6,12 +6,15 @@ import ast
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery import Task
+from celery import _state as celery_state
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sybil import Document, Example, Sybil
@@ -23,12 +26,27 @@ from sybil.parsers.rest import PythonCodeBlockParser as RestCodeBlockParser
 
 import flask_autosession
 from flask_autosession import ActiveRecord, AutoSession, ConfigError
+from flask_autosession import celery as celery_module
 from flask_autosession.config import KEYS, Settings, read_settings
+
+from ..celery.workers import broker
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(flask_autosession.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What a block may import beside the package and its extras.
+INTEGRATIONS = {
+    "apscheduler",
+    "dramatiq",
+    "flask_migrate",
+    "flask_socketio",
+    "flask_sock",
+    "huey",
+    "rq",
+    "simple_websocket",
+}
 
 run_python = PythonEvaluator()
 
@@ -68,10 +86,23 @@ DOCSTRING_PARSER = Sybil(
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def celery_globals() -> Iterator[None]:
+    """Forget which Celery application is the default one, and the tasks that all of them share."""
+    default, finalizers = celery_state.default_app, set(celery_state._on_app_finalizers)
+    current = celery_state._tls.current_app
+    yield
+    celery_state.set_default_app(default)
+    celery_state._tls.current_app = current
+    celery_state._on_app_finalizers.intersection_update(finalizers)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, celery_globals: None) -> Iterator[Path]:
     """A directory to run a document in, and nothing of it left behind."""
     engines: set[Engine] = set()
     modules = set(sys.modules)
+    # Which RQ's worker replaces.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remember(connection: Connection) -> None:
         engines.add(connection.engine)
@@ -81,6 +112,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     event.listen(Engine, "engine_connect", remember)
     yield tmp_path
     event.remove(Engine, "engine_connect", remember)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for engine in engines:
         engine.dispose()
     for name in set(sys.modules) - modules:
@@ -88,11 +121,28 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+def require(code: str) -> None:
+    """Skip by name what needs a package or a service that is not there."""
+    for name in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        if name in INTEGRATIONS:
+            pytest.importorskip(name, reason=f"{name}: in the dependency group 'integrations'")
+        if name == "rq":
+            broker("redis")
+
+
 def run(document: Document) -> None:
     # Flask looks for the folder of an application by this name, and falls back to the current one.
     document.namespace["__name__"] = "documented"
+    missing = []
     for example in document.examples():
-        example.evaluate()
+        try:
+            require(example.parsed)
+        except pytest.skip.Exception as skipped:
+            missing.append(f"line {example.line}: {skipped}")
+        else:
+            example.evaluate()
+    if missing:
+        pytest.skip("all blocks ran but those that need more: " + "; ".join(missing))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -170,23 +220,41 @@ def test_the_config_reference_has_a_section_for_each_key() -> None:
 
 
 API = (ROOT / "docs/api.md").read_text()
+CELERY_NAMES = celery_module.__all__
 ENTRIES = re.findall(r"^ *\.\. auto(\w+):: (\w+)$", API, re.MULTILINE)
 
 
 def test_the_api_page_has_every_public_name() -> None:
     """Each name that can be imported from the package is on the page, and no other."""
-    top = [name for kind, name in ENTRIES if kind in {"class", "exception", "data"}]
-    assert sorted(top) == sorted(flask_autosession.__all__)
+    kinds = {"class", "exception", "data", "function"}
+    top = [name for kind, name in ENTRIES if kind in kinds]
+    assert sorted(top) == sorted([*flask_autosession.__all__, *CELERY_NAMES])
 
 
-@pytest.mark.parametrize("cls", [AutoSession, ActiveRecord], ids=lambda cls: cls.__name__)
+def test_the_api_page_names_where_each_name_is_imported_from() -> None:
+    """What belongs to Celery is looked for in the module that needs it, the rest in the package."""
+    pieces = re.split(r"^\.\. currentmodule:: (\S+)$", API, flags=re.MULTILINE)
+    for module, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        names = re.findall(
+            r"^\.\. auto(?:class|exception|data|function):: (\w+)", piece, re.MULTILINE
+        )
+        public = CELERY_NAMES if module == celery_module.__name__ else flask_autosession.__all__
+        assert set(names) <= set(public)
+        assert all(hasattr(sys.modules[module], name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "cls", [AutoSession, ActiveRecord, celery_module.UnitTask], ids=lambda cls: cls.__name__
+)
 def test_the_api_page_has_every_public_method(cls: type) -> None:
     """Each public method and property is on the page, under its class."""
     section = API.partition(f"autoclass:: {cls.__name__}\n")[2].partition("\n```")[0]
     printed = re.findall(
         r"^ +\.\. auto(?:method|property):: (\w+)(?:\(\w*\))?$", section, re.MULTILINE
     )
-    assert sorted(printed) == sorted(name for name in dir(cls) if not name.startswith("_"))
+    inherited = dir(Task) if issubclass(cls, Task) else []
+    own = {name for name in dir(cls) if not name.startswith("_")} - set(inherited)
+    assert sorted(printed) == sorted(own)
 
 
 def test_the_api_page_says_what_to_do_for_each_error() -> None:
