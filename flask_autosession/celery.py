@@ -75,8 +75,8 @@ def _made(make: Any, *args: Any, **kwargs: Any) -> Any:
     return _convert(make(*args, **kwargs))
 
 
-def _convert_all(celery: Any, **_: Any) -> None:
-    for task in list(celery.tasks.values()):
+def _convert_all(sender: Any, **_: Any) -> None:
+    for task in list(sender.tasks.values()):
         _convert(task)
 
 

@@ -23,6 +23,7 @@ from flask import Blueprint, Flask
 from flask.cli import with_appcontext
 from sqlalchemy.exc import IntegrityError
 
+from .test_rows_contexts import enforce_foreign_keys
 from .world import Database, World
 
 End = Callable[[click.Context], Any]
@@ -82,6 +83,7 @@ def create_app() -> Flask:
     uri = os.environ["CLI_APP_DATABASE_URI"]
     world = World(Database(uri.partition(":")[0].partition("+")[0], uri))
     app, Thing = world.app, world.Thing
+    enforce_foreign_keys(world)
     app.shell_context_processor(lambda: {"Thing": Thing})
 
     @app.cli.command("do")
@@ -105,8 +107,6 @@ def create_app() -> Flask:
     @app.cli.command("commit")
     def commit() -> None:
         Thing(name="commit").save()
-        if world.db.engine.dialect.name == "sqlite":
-            world.db.session.execute(world.db.text("PRAGMA defer_foreign_keys = ON"))
         Thing(name="orphan", parent=901).save()
 
     @app.cli.command("swallow")

@@ -1,0 +1,1 @@
+"""Celery: tasks without a worker, and with real ones on Redis and RabbitMQ."""
