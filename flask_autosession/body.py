@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -14,6 +14,8 @@ class Progress:
         """Whether somebody has begun to read."""
         self.cut: BaseException | None = GeneratorExit()
         """What the body ends with if it ends now; None while an item is made, and at the end."""
+        self.release: Callable[[], None] | None = None
+        """Gives up what is kept for the body, when it is closed."""
 
 
 class Body:
@@ -51,5 +53,9 @@ class Body:
     def close(self) -> None:
         """Close what is left of it."""
         close = getattr(self._items, "close", None)
-        if close is not None:
-            close()
+        try:
+            if close is not None:
+                close()
+        finally:
+            if self._progress.release is not None:
+                self._progress.release()

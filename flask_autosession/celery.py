@@ -82,7 +82,7 @@ def _convert_all(sender: Any, **_: Any) -> None:
 
 def _convert(task: Any) -> Any:
     if not isinstance(task, UnitTask) and not task.name.startswith("celery."):
-        cls = cast("type[Any]", type(task))
+        cls = task.__class__
         task.__class__ = type(cls.__name__, (UnitTask, cls), {"__module__": cls.__module__})
         # Inside of what autoretry_for has put around it.
         make_unit(task, "_orig_run" if hasattr(task, "_orig_run") else "run")

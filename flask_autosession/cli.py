@@ -13,6 +13,7 @@ from weakref import WeakSet
 import click
 from click.exceptions import Exit
 from sqlalchemy import inspect
+from sqlalchemy.orm import Session
 
 from .scope import Scope
 from .state import Frame, Phase
@@ -189,8 +190,7 @@ def _unsaved_objects(scope: Scope) -> int:
         for key, instance in scope.unit.flushed.items()
         if not inspect(instance).transient  # its INSERT was taken back with a savepoint
     }
-    session = scope.session
-    if session is not None:
-        changed = filter(session.is_modified, session.dirty)
-        objects.update((id(one), one) for one in (*session.new, *changed, *session.deleted))
+    session = cast(Session, scope.session)
+    changed = filter(session.is_modified, session.dirty)
+    objects.update((id(one), one) for one in (*session.new, *changed, *session.deleted))
     return len(objects)

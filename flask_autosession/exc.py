@@ -68,7 +68,7 @@ class DoomedError(AutoSessionError, PendingRollbackError):
         )
         text = f"This unit of work can only be rolled back: {cause} at {where}. {advice}"
         self._say(text, name, where)
-        self.__cause__ = self.first_failure
+        self.__cause__: BaseException | None = self.first_failure
 
 
 class ExplicitCommitError(AutoSessionError):

@@ -86,7 +86,11 @@ class UnitSession(Session):
             if self._changed():
                 scope.refuse_doomed(unit.failure)
             if unit.failure.level:
-                return  # the savepoint is dead, not even a flush of nothing is possible
+                # The savepoint is dead, not even a flush of nothing is possible. SQLAlchemy would
+                # ask for one a hundred times over an attribute that was set to what it was.
+                for unchanged in self.dirty:
+                    self.expire(unchanged)
+                return
         wrote, flushed = unit.wrote, dict[int, object]()
         if scope.frame.phase is Phase.SHELL:
             flushed = {id(one): one for one in (*self.new, *self.dirty, *self.deleted)}

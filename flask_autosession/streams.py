@@ -30,6 +30,8 @@ def pause_stream(scope: Scope, frame: Frame, *, shared: bool) -> None:
     :param shared: Whether that context was there before the request.
     """
     scope.paused = not shared and frame.behind is Phase.STREAM
+    if scope.paused and frame.body is not None:
+        frame.body.release = scope.remove
     frame.request = None  # which holds what this is about to be put into
     request.environ[STREAM] = scope, frame
 
@@ -42,6 +44,7 @@ def resume_stream(scope: Scope) -> None:
     paused_in, frame = request.environ.get(STREAM, (None, None))
     if paused_in is scope:
         del request.environ[STREAM]
+        frame.body.release = None
         frame.phase, frame.request = frame.behind, current_request()
         scope.frames.append(frame)
 

@@ -59,26 +59,28 @@ class _Server:
 
 
 SERVICES = {"sqlite", "postgresql", "mariadb", "redis", "rabbitmq"}
+MANY = 4
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take turns with the services, where AUTOSESSION_TEST_TURN is a number.
+    """Take turns with the services, to stay within minutes.
 
-    Each test then runs on one of the services that it is written for, and with three numbers in a
-    row on all three databases. Unset, each runs on all: so it does in tox's `py` environments.
+    A test with many variants runs each of them on one service, so that all of them together run on
+    all. Where AUTOSESSION_TEST_TURN is a number, every test does, on another one with each number.
     """
     turn = os.environ.get("AUTOSESSION_TEST_TURN")
-    if turn is None:
-        return
-    groups: dict[str, list[pytest.Item]] = {}
+    tests: dict[str, dict[str, list[pytest.Item]]] = {}
     for item in items:
         name, _, given = item.nodeid.partition("[")
-        rest = "-".join(part for part in given.rstrip("]").split("-") if part not in SERVICES)
-        groups.setdefault(f"{name}[{rest}]", []).append(item)
-    chosen = {
-        group[(zlib.crc32(key.encode()) + int(turn)) % len(group)].nodeid
-        for key, group in groups.items()
-    }
+        variant = "-".join(part for part in given.rstrip("]").split("-") if part not in SERVICES)
+        tests.setdefault(name, {}).setdefault(variant, []).append(item)
+    chosen: set[str] = set()
+    for name, variants in tests.items():
+        start = zlib.crc32(name.encode()) + int(turn or 0)
+        for number, group in enumerate(variants.values(), start):
+            everything = turn is None and len(variants) < MANY
+            kept = group if everything else [group[number % len(group)]]
+            chosen.update(item.nodeid for item in kept)
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
     items[:] = [item for item in items if item.nodeid in chosen]
 

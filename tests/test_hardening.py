@@ -660,3 +660,18 @@ def test_doom_and_manual_may_be_said_twice_or_in_vain(world: World) -> None:
         world.Thing(name="gone").save()
         assert view() == "ran"
     assert world.database.names == []
+
+
+def test_an_attribute_set_to_what_it_was_in_a_dead_savepoint(world: World) -> None:
+    """A savepoint inside one in which a statement has failed can be left: only the outer fails."""
+    with world.app.app_context():
+        one = world.Thing(name="one").save()
+        with pytest.raises(DoomedError), world.auto.savepoint():
+            with suppress(DBAPIError):
+                world.db.session.execute(sa.text("SELECT nothing FROM nowhere"))
+            if world.database.kind != "postgresql":  # which sets no savepoint after an error
+                with world.auto.savepoint():
+                    one.update(name="one")
+            one.name = "one"
+        assert one.name == "one"
+    assert world.database.names == ["one"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import click
 import pytest
 from flask import Flask, Response
+from flask.globals import request_ctx
 from sqlalchemy.exc import OperationalError
 
 from .world import Database, World
@@ -16,6 +18,11 @@ from .world import Database, World
 
 class ContextFirstFlask(Flask):
     """Flask as its next release will call these methods: with the context in front."""
+
+    def request_context(self, environ: Any) -> Any:
+        context: Any = super().request_context(environ)
+        context.g = self.app_ctx_globals_class()
+        return context
 
     def full_dispatch_request(self, ctx: object) -> Response:  # type: ignore[override]
         try:
@@ -213,3 +220,49 @@ def test_a_command_that_exits_inside_a_unit_keeps_nothing(world: World) -> None:
     result = world.app.test_cli_runner().invoke(args=["work"])
     assert result.exit_code != 0
     assert world.database.names == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_request_whose_stream_keeps_its_context_is_a_unit_of_its_own(
+    world: World, fails: bool
+) -> None:
+    """Inside a unit, too, where Flask 3.0 keeps the request's context until its stream is read."""
+
+    def keep_context(items: Iterator[bytes]) -> Iterator[bytes]:
+        with request_ctx._get_current_object():
+            yield b""
+            yield from items
+
+    def generate() -> Iterator[bytes]:
+        world.Thing(name="streamed").save()
+        yield b"done"
+        if fails:
+            raise LookupError
+
+    @world.app.get("/")
+    def view() -> Response:
+        stream = keep_context(generate())
+        next(stream)
+        return Response(stream)
+
+    def read() -> None:
+        with pytest.raises(LookupError) if fails else nullcontext():
+            assert world.app.test_client().get("/").data == b"done"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), world.auto.unit(world.app):
+        read()
+    assert world.database.names == ([] if fails else ["streamed"])
+
+
+def test_a_body_that_cannot_be_closed(world: World) -> None:
+    """A view may return any iterator."""
+
+    @world.app.get("/")
+    def view() -> Response:
+        world.Thing(name="view").save()
+        return Response(iter(["a", "b"]))
+
+    with world.app.test_client().get("/") as response:
+        assert response.text == "ab"
+    assert world.database.names == ["view"]
