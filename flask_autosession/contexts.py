@@ -20,6 +20,7 @@ SCOPE: str = "_autosession"
 ENTERED: str = "_autosession_entered"
 OUTER: str = "flask_autosession.outer"
 COMMAND: str = "_autosession_command"
+NESTED: str = "_autosession_nested"
 
 
 def scope_of_context() -> Scope | None:
@@ -54,9 +55,12 @@ def stands_alone(scope: Scope) -> bool:
 
     :param scope: The scope of the current app context.
     """
-    if scope.frame.phase is not Phase.CONTEXT or scope.unit.level:
-        return False
-    return getattr(g, COMMAND, None) is None
+    return scope.frame.phase is Phase.CONTEXT and not scope.unit.level and not is_of_command()
+
+
+def is_of_command() -> bool:
+    """Whether the current context is that of a command, as opposed to one made inside of it."""
+    return hasattr(g, COMMAND) and not getattr(g, NESTED)
 
 
 def _remember(namespace: Any) -> None:
@@ -65,7 +69,10 @@ def _remember(namespace: Any) -> None:
     setattr(namespace, ENTERED, entered())
     command = current_command()
     if command is not None:
+        # `flask test` is a command too, and makes contexts that are those of tests.
+        nested = has_app_context() and getattr(g, COMMAND, None) is command
         setattr(namespace, COMMAND, command)
+        setattr(namespace, NESTED, nested)
         watch_exit()
 
 
@@ -213,7 +220,7 @@ class ContextHooks:
             leave_shell(scope, last=True)
         elif error is not None:
             scope.raised(error)
-        elif self.settings.commit_contexts or hasattr(g, COMMAND):
+        elif self.settings.commit_contexts or is_of_command():
             scope.end_cleanly("the context was left", last=True)
         else:
             scope.rollback("AUTOSESSION_COMMIT_CONTEXTS is False", last=True)

@@ -49,9 +49,9 @@ class UnitTask(_Task):
         :param sig: The signature of that task.
         :raises celery.exceptions.Ignore: Always in a worker: that is how Celery ends this one.
         """
-        with_unit = _current_unit()
-        if with_unit is not None:
-            with_unit.commit()
+        auto = _current_unit()
+        if auto is not None:
+            auto.commit()
         return super().replace(sig)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from flask_autosession import DoomedError
 
 from .cli_app import ENDINGS, SWALLOWED_EXIT, handled
-from .test_rows_contexts import break_commit, enforce_foreign_keys
+from .test_rows_contexts import break_commit, enforce_foreign_keys, visible
 from .world import Database, World
 
 LOGGER = "flask_autosession"
@@ -880,6 +880,35 @@ def test_row_31_a_command_that_makes_requests(
     with around(world):
         assert flask(world, "work").exit_code == int(fails)
     assert world.database.names == ["before", "good"] + ["after"] * (not fails)
+
+
+def test_row_31_tests_that_a_command_runs(world: World) -> None:
+    """``flask test``: a context that a command makes inside of its own is like one in a script."""
+
+    @world.app.get("/<int:status>")
+    def view(status: int) -> tuple[str, int]:
+        found = [one.name for one in world.Thing.query]
+        world.Thing(name=f"view {status}").save()
+        return ",".join(found), status
+
+    @world.app.cli.command("inner")
+    def inner() -> None:
+        world.Thing(name="inner").save()
+        sys.exit(3)
+
+    @world.app.cli.command("test")
+    def run_tests() -> None:
+        with world.app.app_context():
+            world.Thing(name="set up").save()
+            client = world.app.test_client()
+            assert client.get("/200").text == "set up"
+            assert client.get("/400").text == "set up,view 200"
+            assert flask(world, "inner").exit_code == 3
+            assert visible(world) == ["set up", "view 200"]
+            world.Thing(name="test").save()
+
+    assert flask(world, "test").exit_code == 0
+    assert world.database.names == ["set up", "view 200", "test"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
