@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from flask import Blueprint
 from flask.cli import AppGroup, FlaskGroup, ScriptInfo, with_appcontext
+from flask.ctx import AppContext
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from flask_autosession import DoomedError
@@ -1390,3 +1391,61 @@ def test_row_26_a_shell_in_a_process(served: Database, tmp_path: Path, end: str)
     assert done.returncode == 0, done.stderr
     assert dropped(done.stderr) == ["2 objects"]
     assert served.names == ["a"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rows_24_and_25_a_context_that_is_never_popped(world: World, fails: bool) -> None:
+    """A context that a module pushes when a command imports it ends with the command."""
+    contexts: list[AppContext] = []
+
+    @click.command()
+    def work() -> None:
+        contexts.append(world.app.app_context())
+        contexts[0].push()
+        world.Thing(name="work").save()
+        if fails:
+            sys.exit(3)
+
+    assert CliRunner().invoke(work).exit_code == (3 if fails else 0)
+    kept = world.database.names
+    contexts[0].pop()
+    assert kept == world.database.names == ([] if fails else ["work"])
+
+
+def test_row_24_a_plain_group_with_commit_contexts_off(database: Database) -> None:
+    """AUTOSESSION_COMMIT_CONTEXTS does not speak of with_appcontext either."""
+    world = World(database, AUTOSESSION_COMMIT_CONTEXTS=False)
+    group = click.Group("group")
+
+    @group.command("work")
+    @with_appcontext
+    def work() -> None:
+        world.Thing(name="work").save()
+
+    assert world.app.test_cli_runner().invoke(group, ["work"]).exit_code == 0
+    assert database.names == ["work"]
+    world.close()
+
+
+def test_row_21_a_context_made_while_a_command_exits(world: World) -> None:
+    """What a callback of ``ctx.exit(3)`` does in a context of its own is not the command's."""
+
+    def audit() -> None:
+        with world.app.app_context():
+            world.Thing(name="audit").save()
+
+    @world.app.cli.command("work")
+    @click.pass_context
+    def work(context: click.Context) -> None:
+        context.call_on_close(audit)
+        context.exit(3)
+
+    assert world.app.test_cli_runner().invoke(work).exit_code == 3
+    assert world.database.names == ["audit"]
+
+
+def test_row_26_a_rollback_lifts_a_doom(world: World) -> None:
+    """A shell has no end before which ``auto.doom()`` could be lifted: ``rollback()`` does it."""
+    lines = ["auto.doom()", "db.session.rollback()", "Thing(name='kept').save()", "auto.commit()"]
+    assert shell(world, *lines).exit_code == 0
+    assert world.database.names == ["kept"]

@@ -283,6 +283,7 @@ def test_arguments_that_cannot_be_sent_raise_at_once(world: CeleryWorld) -> None
     asks: list[Callable[[], Any]] = [
         lambda: world.save.delay_on_commit(object()),
         lambda: world.save.delay_on_commit(name={"deep": [object()]}),
+        lambda: world.save.apply_async_on_commit(("fine",), link=world.save.si(object())),
         lambda: delay_on_commit(world.save.si(object())),
         lambda: delay_on_commit(world.save.s(), object()),
         lambda: delay_on_commit(chain(world.save.s("fine"), world.save_as.s(object()))),
