@@ -125,3 +125,20 @@ class SharedConnectionError(AutoSessionError):
             " write at a time. End the other one first, or use a database file"
             " (sqlite:///app.db) where contexts write side by side."
         )
+
+
+class IsolationError(AutoSessionError):
+    """A test did what cannot be undone at its end, or left something behind.
+
+    Raised by :mod:`flask_autosession.testing`, at the place itself or at the test's end.
+
+    :param what: What happened, and where.
+    :param advice: What to do.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        self.what = what
+        self.advice = advice
+        self._say(f"{what} {advice}", what, advice)

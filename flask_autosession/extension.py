@@ -27,6 +27,9 @@ from .state import Phase
 
 Rule = Callable[[Response], bool]
 
+initialised: list[Callable[[Flask], None]] = []
+"""Are called with each application that was initialised; for :mod:`flask_autosession.testing`."""
+
 
 class AutoSession(Control):
     """Makes everything that one request does one unit of work.
@@ -83,6 +86,8 @@ class AutoSession(Control):
             lifecycle = Lifecycle(app, settings, functools.partial(self._success, settings))
             self._lifecycles[app] = lifecycle
             lifecycle.install()
+        for tell in initialised:
+            tell(app)
 
     def _wrap(self, db: SQLAlchemy) -> None:
         if issubclass(db.session.session_factory.class_, UnitSession):
@@ -144,6 +149,14 @@ class AutoSession(Control):
         if len(apps) != 1:
             raise NoUnitError("auto.unit() without an app, and not exactly one initialised,")
         return apps[0]
+
+    def lifecycle(self, app: Flask) -> Lifecycle | None:
+        """Return what ties an application's contexts to units of work; internal.
+
+        :param app: The application.
+        :return: None if ``init_app()`` was not called for it, or ``AUTOSESSION_ENABLED`` is False.
+        """
+        return self._lifecycles.get(app)
 
     def is_enabled(self, app: Flask) -> bool:
         """Tell whether an application's sessions belong to units of work.

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from .callsite import caller, raised_at
 from .config import Settings
 from .exc import ExplicitCommitError
-from .signals import unit_committed, unit_rolled_back
+from .signals import unit_committed, unit_ended, unit_rolled_back
 from .state import IN_REQUEST, Callback, Failure, Frame, Phase, State, Unit, decide
 from .unit import UnitOfWork
 
@@ -65,13 +65,11 @@ class Scope(UnitOfWork):
 
     def ended(self, unit: Unit, reason: str) -> None:
         """Tell of the end of a unit, and run its callbacks."""
+        if unit_ended.receivers:
+            unit_ended.send(self.app, unit=unit, frame=self.frame, reason=reason)
         committed = unit.outcome is State.COMMITTED
-        logger.debug(
-            "%s: %s (%s)",
-            self.frame,
-            State.COMMITTED.value if committed else State.ROLLED_BACK.value,
-            reason,
-        )
+        outcome = State.COMMITTED if committed else State.ROLLED_BACK
+        logger.debug("%s: %s (%s)", self.frame, outcome.value, reason)
         signal = not self.frame.receiving
         if committed:
             if signal and unit_committed.has_receivers_for(self.app):

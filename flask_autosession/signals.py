@@ -18,3 +18,8 @@ a string, says why.
 
 .. versionadded:: 0.1.0
 """
+
+unit_ended: NamedSignal = _signals.signal("unit-ended")
+"""Sent when a used unit of work has ended, in front of its callbacks and of the signals above, with
+``unit``, ``frame`` and ``reason``. It is there for :mod:`flask_autosession.testing`.
+"""

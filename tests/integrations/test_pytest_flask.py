@@ -13,6 +13,8 @@ import flask_autosession
 
 pytest.importorskip("pytest_flask", reason="pytest-flask is not installed")
 
+# Without our own plugin, which would keep anything from getting durable: see tests/testing.
+OPTIONS = ["-p", "no:cacheprovider", "-p", "no:flask_autosession"]
 SUITE = """
 import pytest
 import sqlalchemy as sa
@@ -79,7 +81,7 @@ def test_row_31_requests_inside_of_the_pushed_context_decide(tmp_path: Path) -> 
     package = str(Path(flask_autosession.__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "."],
+        [sys.executable, "-m", "pytest", "-q", *OPTIONS, "-W", "error", "."],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": path},
         check=False,

@@ -1,0 +1,116 @@
+"""Small projects whose suites are run by a pytest inside of this one, with our plugin in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from tests.world import Database
+
+CONFTEST = """
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_autosession import AutoSession
+
+db = SQLAlchemy()
+auto = AutoSession(db=db)
+
+
+class Thing(db.Model):
+    __tablename__ = "toolkit_thing"
+    id = sa.Column(sa.Integer, primary_key=True)
+    name = sa.Column(sa.String(50), unique=True, nullable=False)
+
+
+def create_app(uri={uri!r}, name="project"):
+    app = Flask(name)
+    app.config.update(SQLALCHEMY_DATABASE_URI=uri, TESTING=True)
+    auto.init_app(app)
+
+    @app.post("/things/<name>")
+    def create(name):
+        Thing(name=name).save()
+        return name, int(sa_status())
+
+    @app.get("/things")
+    def index():
+        return [thing.name for thing in Thing.query.order_by(Thing.id)]
+
+    return app
+
+
+def sa_status():
+    from flask import request
+    return request.args.get("status", 201)
+
+
+@pytest.fixture(scope={scope!r})
+def app():
+    return create_app()
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+@pytest.fixture
+def names(client):
+    return lambda: client.get("/things").json
+"""
+
+
+class Project:
+    """A project with one model, ``Thing``, and one suite.
+
+    :param pytester: What writes its files and runs its tests.
+    :param database: The database that it is configured for, looked at from outside.
+    """
+
+    def __init__(self, pytester: pytest.Pytester, database: Database) -> None:
+        self.pytester = pytester
+        self.database = database
+
+    def write(self, scope: str = "session", **files: str) -> None:
+        """Write the conftest, with an app of this scope, and the files, named without ``.py``."""
+        self.pytester.makeconftest(CONFTEST.format(uri=self.database.uri, scope=scope))
+        self.pytester.makepyfile(**files)
+
+    def run(self, *args: str, subprocess: bool = False) -> pytest.RunResult:
+        """Run the suite; in a process of its own where that matters, which takes a second."""
+        run = (
+            self.pytester.runpytest_subprocess if subprocess else self.pytester.runpytest_inprocess
+        )
+        return run("-p", "no:randomly", "-p", "no:cacheprovider", "-W", "error", *args)
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that are in the database, seen from outside."""
+        return sa.inspect(self.database.engine).get_table_names()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all things that are durable."""
+        if "toolkit_thing" not in self.tables:
+            return []
+        return [name for (name,) in self.database.rows("SELECT name FROM toolkit_thing")]
+
+
+@pytest.fixture
+def project(
+    pytester: pytest.Pytester, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Project]:
+    """A project on one database of each kind. What it leaves in the database fails the test."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+    before = set(sa.inspect(database.engine).get_table_names())
+    yield Project(pytester, database)
+    left = set(sa.inspect(database.engine).get_table_names()) - before
+    with database.engine.begin() as connection:
+        for name in left:
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+    assert not left, "the suite left tables behind"
