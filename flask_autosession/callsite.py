@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import traceback
 from collections.abc import Iterable
@@ -38,10 +39,16 @@ def _first(places: Iterable[tuple[FrameType, int]]) -> str:
     installed = "an unknown place"
     for frame, line in places:
         file = frame.f_code.co_filename
-        place = f"{file}:{line}"
-        if file.startswith(_OWN):
-            continue
-        if not file.startswith(_SITE_PACKAGES):
-            return place
-        installed = place
+        kind = _kind(file)
+        if kind == "application":
+            return f"{file}:{line}"
+        if kind == "installed":
+            installed = f"{file}:{line}"
     return installed
+
+
+@functools.cache
+def _kind(file: str) -> str:
+    if file.startswith(_OWN):
+        return "own"
+    return "installed" if file.startswith(_SITE_PACKAGES) else "application"

@@ -132,13 +132,10 @@ class IsolationError(AutoSessionError):
 
     Raised by :mod:`flask_autosession.testing`, at the place itself or at the test's end.
 
-    :param what: What happened, and where.
-    :param advice: What to do.
+    :param sentences: What happened, where, and what to do.
 
     .. versionadded:: 0.1.0
     """
 
-    def __init__(self, what: str, advice: str) -> None:
-        self.what = what
-        self.advice = advice
-        self._say(f"{what} {advice}", what, advice)
+    def __init__(self, *sentences: str) -> None:
+        self._say(" ".join(sentences), *sentences)

@@ -150,14 +150,6 @@ class AutoSession(Control):
             raise NoUnitError("auto.unit() without an app, and not exactly one initialised,")
         return apps[0]
 
-    def lifecycle(self, app: Flask) -> Lifecycle | None:
-        """Return what ties an application's contexts to units of work; internal.
-
-        :param app: The application.
-        :return: None if ``init_app()`` was not called for it, or ``AUTOSESSION_ENABLED`` is False.
-        """
-        return self._lifecycles.get(app)
-
     def is_enabled(self, app: Flask) -> bool:
         """Tell whether an application's sessions belong to units of work.
 

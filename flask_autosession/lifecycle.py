@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from flask import Flask, Response, current_app, has_app_context, has_request_context
 from werkzeug.exceptions import InternalServerError
@@ -33,6 +34,10 @@ from .streams import current_request
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
 
+lifecycles: WeakKeyDictionary[Flask, Lifecycle] = WeakKeyDictionary()
+"""What ties each application that has an AutoSession; for :mod:`flask_autosession.testing`."""
+
+
 class Lifecycle(ContextHooks):
     """One application's requests and contexts.
 
@@ -47,6 +52,7 @@ class Lifecycle(ContextHooks):
 
     def install(self) -> None:
         """Wrap the application's methods."""
+        lifecycles[self.app] = self
         for wrapper in (
             self.wsgi_app,
             self.app_context,

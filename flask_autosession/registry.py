@@ -88,7 +88,7 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
 
     def attach(scope: Scope) -> None:
         for engine in db.engines.values():
-            engines.attach(engine, scope)
+            engines.attach(engine.engine, scope)  # tests put connections in their place
 
     session.registry = UnitRegistry(session.registry, scope, attach)
 

@@ -8,6 +8,11 @@ from flask import Flask
 from sqlalchemy import URL
 from sqlalchemy.engine import Engine
 
+from flask_autosession.exc import IsolationError
+
+# What the query may say of where the database is; `options` of PostgreSQL, where its tables are.
+_PLACES = ("host", "port", "service", "unix_socket", "read_default_file", "dbname", "options")
+_keys: WeakKeyDictionary[Engine, tuple[URL, object]] = WeakKeyDictionary()
 _engines: WeakKeyDictionary[Flask, dict[str | None, Engine]] = WeakKeyDictionary()
 
 
@@ -16,6 +21,12 @@ def engines_of(app: Flask) -> dict[str | None, Engine]:
     if app not in _engines:
         with app.app_context():
             _engines[app] = app.extensions["sqlalchemy"].engines
+    for key, engine in _engines[app].items():
+        if engine is not engine.engine:
+            raise IsolationError(
+                f"db.engines[{key!r}] of {app.name!r} holds a Connection.",
+                "Remove the fixture that puts it there: what it was for is done now.",
+            )
     return _engines[app]
 
 
@@ -26,10 +37,21 @@ def is_in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and private
 
 
+def place(url: URL) -> tuple[object, ...]:
+    """Return what URLs of the same database have in common, whoever connects, and how."""
+    kind, query = url.get_backend_name(), url.query
+    host = "127.0.0.1" if url.host in (None, "", "localhost", "::1") else url.host
+    port = url.port or {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}.get(kind)
+    return kind, host, port, url.database, *(query.get(name) for name in _PLACES)
+
+
 def database_key(engine: Engine) -> object:
     """Return what engines that use the same database have in common.
 
     :param engine: An engine.
-    :return: Its URL; the engine itself for a database in memory.
+    :return: Its database's place; the engine itself for a database in memory.
     """
-    return engine if is_in_memory(engine.url) else engine.url.render_as_string(hide_password=False)
+    url = engine.url
+    if engine not in _keys or _keys[engine][0] is not url:
+        _keys[engine] = url, None if is_in_memory(url) else place(url)
+    return _keys[engine][1] or engine

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import hashlib
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ from sqlalchemy.exc import DBAPIError
 
 from flask_autosession.exc import IsolationError
 
-from .binds import engines_of, is_in_memory
+from .binds import engines_of, is_in_memory, place
+from .unchecked import PATIENCE
 
 _LONGEST = 63
-_SERVERS = {"postgresql", "mysql", "mariadb"}
+_KNOWN = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
 
 
 class WorkerDatabases:
@@ -28,27 +30,32 @@ class WorkerDatabases:
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
-        self._made: dict[URL, Engine] = {}
+        self._made: dict[object, tuple[Engine, URL]] = {}
+        self._originals: dict[URL, URL] = {}
+        self._lock = threading.Lock()
 
     def redirect(self, app: Flask) -> None:
         """Have an application use the worker's own databases.
 
         :param app: The application, before it has connected.
-        :raises IsolationError: If one of its engines makes its connections in a way of its own.
         """
         for key, engine in engines_of(app).items():
             url = engine.url
-            if is_in_memory(url) or (url.database or "").endswith(self._suffix):
+            if is_in_memory(url):
                 continue
-            options = _options(app, key)
-            if "creator" in options:
+            if url.get_backend_name() not in _KNOWN:
                 raise IsolationError(
-                    f"The engine of bind {key!r} has a 'creator' in its options, so that a worker"
-                    " of pytest-xdist cannot be given a database of its own.",
-                    "Take it out for the tests, or run them without -n.",
+                    f"A worker of pytest-xdist cannot be given a {url.get_backend_name()} database"
+                    " of its own.",
+                    "Run the tests without -n.",
                 )
-            engine.url = self._twin(url)
-            event.listen(engine, "do_connect", _Redirect(self, url, engine.url))
+            original = self._originals.get(url, url)  # taken from another app's configuration
+            engine.url = self._twin(original)
+            self._originals[engine.url] = original
+            self.make(original, engine.url)
+            redirect = _Redirect(key, original, engine.url)
+            event.listen(engine, "do_connect", redirect.do_connect)
+            event.listen(engine, "connect", redirect.connect, insert=True)
             _tell(app, key, engine.url)
 
     def _twin(self, url: URL) -> URL:
@@ -56,45 +63,98 @@ class WorkerDatabases:
         if url.get_backend_name() == "sqlite":
             path = Path(name)
             return url.set(database=str(path.with_name(f"{path.stem}{self._suffix}{path.suffix}")))
-        return url.set(database=name[: _LONGEST - len(self._suffix)] + self._suffix)
+        room = _LONGEST - len(self._suffix)
+        if len(name.encode()) > room:  # names that begin alike must not become the same
+            short = name.encode()[:20].decode(errors="ignore")
+            name = f"{short}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return url.set(database=name + self._suffix)
 
     def make(self, url: URL, twin: URL) -> None:
         """Make a worker's database, unless that was done."""
-        if twin in self._made:
-            return
-        admin = sa.create_engine(url, poolclass=sa.NullPool)
-        if url.get_backend_name() in _SERVERS:
-            _run(admin, f"CREATE DATABASE {_quoted(admin, twin)}")
-        self._made[twin] = admin
+        key = place(twin)
+        with self._lock:
+            if key not in self._made:
+                admin = sa.create_engine(_admin(url), poolclass=sa.NullPool)
+                if url.get_backend_name() != "sqlite" and not _exists(admin, twin):
+                    _run(admin, f"CREATE DATABASE {_quoted(admin, twin)}")
+                self._made[key] = admin, twin
 
     def drop(self) -> None:
-        """Drop what was made."""
+        """Drop what was made.
+
+        :raises IsolationError: If that failed; the others are dropped all the same.
+        """
+        failed: list[str] = []
         while self._made:
-            twin, admin = self._made.popitem()
-            if twin.get_backend_name() == "sqlite":
-                for behind in ("", "-journal", "-wal", "-shm"):
-                    with suppress(FileNotFoundError):
-                        Path(f"{twin.database}{behind}").unlink()
-            elif twin.get_backend_name() in _SERVERS:
-                force = " WITH (FORCE)" if twin.get_backend_name() == "postgresql" else ""
-                _run(admin, f"DROP DATABASE IF EXISTS {_quoted(admin, twin)}{force}")
+            _, (admin, twin) = self._made.popitem()
+            try:
+                _drop(admin, twin)
+            except IsolationError as error:
+                failed.append(str(error))
+        if failed:
+            raise IsolationError(*failed)
+
+
+def _drop(admin: Engine, twin: URL) -> None:
+    kind = twin.get_backend_name()
+    if kind == "sqlite":
+        for behind in ("", "-journal", "-wal", "-shm"):
+            Path(f"{twin.database}{behind}".removeprefix("file:")).unlink(missing_ok=True)
+    elif kind == "postgresql":
+        _run(admin, f"DROP DATABASE IF EXISTS {_quoted(admin, twin)} WITH (FORCE)")
+    else:
+        _run(admin, f"DROP DATABASE IF EXISTS {_quoted(admin, twin)}")
 
 
 class _Redirect:
     """Changes what an engine is about to connect to."""
 
-    def __init__(self, databases: WorkerDatabases, url: URL, twin: URL) -> None:
-        self._databases = databases
+    def __init__(self, key: str | None, url: URL, twin: URL) -> None:
+        self._key = key
         self._urls = url, twin
+        self._asked = False
 
-    def __call__(self, dialect: Any, _: Any, cargs: list[Any], cparams: dict[str, Any]) -> None:
-        self._databases.make(*self._urls)
+    def do_connect(self, dialect: Any, _: Any, cargs: list[Any], cparams: dict[str, Any]) -> None:
         (before, named_before), (after, named_after) = map(dialect.create_connect_args, self._urls)
         for at, (old, new) in enumerate(zip(before, after, strict=True)):
             if cargs[at] == old:
                 cargs[at] = new
         changed = {k: new for k, new in named_after.items() if new != named_before.get(k)}
         cparams.update(changed)
+        self._asked = bool(changed) or before != after
+
+    def connect(self, driver: Any, _: Any) -> None:
+        if not self._asked:
+            raise IsolationError(
+                f"The engine of bind {self._key!r} does not take its database from the path of its"
+                " URL, so that a worker of pytest-xdist cannot be given one of its own.",
+                "Name it there, without a 'creator', or run the tests without -n.",
+            )
+
+
+def _admin(url: URL) -> URL:
+    """Return a URL of the same server whose database is there, if its own is not."""
+    if url.get_backend_name() in {"mysql", "mariadb"}:
+        return url.set(database="")
+    if url.get_backend_name() == "postgresql":
+        try:
+            with sa.create_engine(url, poolclass=sa.NullPool).connect():
+                return url
+        except DBAPIError:
+            return url.set(database="postgres")
+    return url
+
+
+def _exists(admin: Engine, twin: URL) -> bool:
+    # A fixture may have made it, whose name it has from the configuration.
+    try:
+        with admin.connect() as connection:
+            if twin.get_backend_name() == "postgresql":
+                listed = connection.exec_driver_sql("SELECT datname FROM pg_database").scalars()
+                return twin.database in set(listed)
+            return twin.database in sa.inspect(connection).get_schema_names()
+    except DBAPIError:
+        return False  # making it fails next, and says why
 
 
 def _quoted(engine: Engine, url: URL) -> str:
@@ -104,6 +164,8 @@ def _quoted(engine: Engine, url: URL) -> str:
 def _run(engine: Engine, statement: str) -> None:
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if engine.dialect.name in {"mysql", "mariadb"}:
+                connection.exec_driver_sql(f"SET lock_wait_timeout = {PATIENCE}")
             connection.exec_driver_sql(statement)
     except DBAPIError as error:
         raise IsolationError(
@@ -111,14 +173,6 @@ def _run(engine: Engine, statement: str) -> None:
             "Each worker of pytest-xdist needs a database: give the user the right to create one,"
             " or run the tests without -n.",
         ) from error
-
-
-def _options(app: Flask, key: str | None) -> dict[str, Any]:
-    config = cast("dict[str, Any]", app.config)
-    default: dict[str, Any] = config.get("SQLALCHEMY_ENGINE_OPTIONS") or {}
-    bind = _binds(app).get(key)
-    options = cast("dict[str, Any]", bind) if isinstance(bind, dict) else {}
-    return {**(default if key is None else {}), **options}
 
 
 def _binds(app: Flask) -> dict[str | None, Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import Pool
 
+from flask_autosession.callsite import caller
 from flask_autosession.drivers import is_aborted
 from flask_autosession.exc import IsolationError
 
+from .deferred import forget_deferred
 from .layers import Layers
 
 real: ContextVar[bool] = ContextVar("flask_autosession_real", default=False)
@@ -25,6 +27,43 @@ _inside: ContextVar[int] = ContextVar("flask_autosession_isolated", default=0)
 def enter_thread(step: int) -> None:
     """Note that what runs in this context from now on belongs to the test, or not any more."""
     _inside.set(_inside.get() + step)
+
+
+class Home:
+    """The process and the thread of a test; no other ones may use its connection."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._thread = threading.get_ident()
+        self.refused: list[str] = []
+        """Where others have tried."""
+
+    def is_here(self) -> bool:
+        """Whether this is the test itself, or something that it waits for.
+
+        What it waits for, ``async`` views for example, runs in a copy of its context.
+        """
+        same = threading.get_ident() == self._thread or _inside.get() > 0
+        return same and os.getpid() == self._process
+
+    def check(self) -> None:
+        """Refuse others.
+
+        :raises IsolationError: If this is one of them.
+        """
+        if not self.is_here():
+            self.refused.append(caller())
+            raise IsolationError(refused(caller()))
+
+
+def refused(where: str) -> str:
+    """Return what to say about another thread or process."""
+    return (
+        f"Another thread or process used the database at {where}, but in this test all connections"
+        " are one, which only the test itself may use. Mark the test"
+        ' @pytest.mark.autosession("truncate"), or write isolate(app, strategy="truncate"): its'
+        " connections are real ones."
+    )
 
 
 @contextmanager
@@ -42,9 +81,10 @@ class Held:
 
     :param engine: The engine that the connection is taken from.
     :param pool: That engine's own pool.
+    :param home: The test.
     """
 
-    def __init__(self, engine: Engine, pool: Pool) -> None:
+    def __init__(self, engine: Engine, pool: Pool, home: Home) -> None:
         self.engine: Engine = engine
         self.shares: dict[Any, None] = {}
         """What was handed out and not given back, in order."""
@@ -52,17 +92,24 @@ class Held:
         """Why its transaction has ended before the test."""
         self.speaker: Connection | None = None
         """The connection whose own savepoint is being dealt with, and which sees it fail."""
+        self.ended: bool = False
+        """Whether the connection was given back."""
+        self.written: int = 0
+        """How many statements have written."""
+        self.changed: bool = False
+        """Whether tables were made or changed in the transaction."""
+        self._spoilt = False
         self._connection: Connection = Connection(engine, pool.connect())
-        self._home = os.getpid(), threading.get_ident()
+        self.home: Home = home
+        self._begun = False
         self.layers: Layers = Layers(self.execute)
         self._begin()
 
     def _begin(self) -> None:
+        self._begun = False
         self._connection.begin()
-        begin = {"sqlite": "BEGIN", "mysql": "START TRANSACTION", "mariadb": "START TRANSACTION"}
-        # Where the driver can tell, it tells at once when this transaction is over.
-        if self.engine.dialect.name in begin and not self.in_transaction():
-            self.execute(begin[self.engine.dialect.name])
+        if self.engine.dialect.name == "sqlite" and not self.in_transaction():
+            self.execute("BEGIN")  # which its driver does not send before a savepoint
 
     @property
     def driver(self) -> Any:
@@ -71,6 +118,17 @@ class Held:
 
     def execute(self, statement: str) -> None:
         """Run a statement, past the engine's listeners unless one connection has asked for it."""
+        aborted = self.in_error()
+        try:
+            self._send(statement)
+        except Exception as error:
+            if not aborted and _is_unknown_savepoint(error):
+                # With the savepoint, the transaction is gone that it was in.
+                self._tell_lost("Something that SQLAlchemy does not see", error)
+            raise
+        self._begun = self._begun or self.in_transaction()
+
+    def _send(self, statement: str) -> None:
         if self.speaker is not None:
             self.speaker.exec_driver_sql(statement)
             return
@@ -94,64 +152,67 @@ class Held:
         """Whether the database refuses everything but a rollback."""
         return is_aborted(self._connection)
 
-    def check(self) -> None:
-        """Refuse threads and processes that the test does not wait for.
-
-        What a test waits for, ``async`` views for example, runs in a copy of its context.
-
-        :raises IsolationError: If this is one of those.
-        """
-        process, thread = self._home
-        if process != os.getpid() or (thread != threading.get_ident() and not _inside.get()):
-            raise IsolationError(
-                "Another thread or process used the database, but in this test all connections"
-                " are one, which only the test itself may use.",
-                'Mark the test @pytest.mark.autosession("truncate"), or write isolate(app,'
-                ' strategy="truncate"): its connections are real ones.',
-            )
-
     def check_lost(self, what: str) -> None:
         """Note and tell that the transaction is over before its time, and begin it again.
 
         :param what: What was done last.
         :raises IsolationError: If it is over.
         """
-        if not self.in_transaction():
-            self.lost.append(what)
-            self.layers = Layers(self.execute)
+        if self._begun and not self.in_transaction():
+            self._tell_lost(what)
+
+    def _tell_lost(self, what: str, error: Exception | None = None) -> None:
+        self.lost.append(what)
+        self._spoilt = True
+        self._begun = False
+        self.layers = Layers(self.execute)
+        with suppress(Exception):  # the connection itself may be lost
             self._connection.rollback()
             self._begin()
-            raise IsolationError(*lost(what))
+        raise IsolationError(*lost(what)) from error
 
-    def problems(self) -> list[str]:
-        """Return what one connection could not do as several would have, and forget it."""
-        found = [
-            f"The rollback of {owner} took back what {other} had committed in the"
+    def tell(self, problems: list[str]) -> None:
+        """Add what one connection could not do as several would have, and forget it."""
+        problems.extend(
+            f"The rollback of {owner} took back what {other} had done in the"
             " meantime: in this test all connections are one, and cannot undo but what came last."
             " Where both matter, use the strategy 'truncate'."
             for owner, others in self.layers.conflicts
             for other in dict.fromkeys(others)
-        ]
+        )
+        problems.extend(" ".join(lost(what)) for what in self.lost)
+        if self._begun and not self.lost and not self.in_transaction():
+            problems.append(" ".join(lost("Something that SQLAlchemy does not see")))
+            self._spoilt = True
         self.layers.conflicts.clear()
-        return found
+        self.lost.clear()
 
     def end(self) -> None:
         """Roll everything back, and give the connection back to its pool."""
+        self.ended = True
+        if self.changed:
+            forget_deferred(self.engine)
+        if self._spoilt and self.engine.dialect.name != "sqlite":
+            self._connection.invalidate()  # nobody knows what else was done to it
         try:
-            self._connection.rollback()
-        finally:
             self._connection.close()
+        except Exception:
+            self._connection.invalidate()
+            self._connection.close()
+            raise
+
+
+def _is_unknown_savepoint(error: Any) -> bool:
+    error = getattr(error, "orig", None) or error
+    sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL; MariaDB and MySQL have a number
+    return sqlstate == "3B001" or error.args[:1] == (1305,) or "no such savepoint" in str(error)
 
 
 def lost(what: str) -> tuple[str, str]:
     """Return what to say when a test's transaction was ended inside of it."""
-    return (
-        (
-            f"{what} has committed or rolled back the transaction that the test runs in. What was"
-            " done before it may be in the database for good."
-        ),
-        (
-            'Mark the test @pytest.mark.autosession("recreate"), or write isolate(app,'
-            ' strategy="recreate"), and empty the database once.'
-        ),
+    happened = (
+        f"{what} has committed or rolled back the transaction that the test runs in. What was done"
+        " before it may be in the database for good."
     )
+    advice = "Use the strategy 'truncate', or 'recreate' where tables change."
+    return happened, f"Empty the database once. {advice}"

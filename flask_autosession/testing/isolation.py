@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -13,11 +13,12 @@ from sqlalchemy.engine import Engine
 
 from flask_autosession.config import PREFIX
 from flask_autosession.exc import IsolationError
-from flask_autosession.extension import AutoSession
+from flask_autosession.lifecycle import lifecycles
+from flask_autosession.session import UnitSession
 
 from .binds import engines_of
 from .held import enter_thread
-from .leaks import Leaks
+from .leaks import Leaks, left_behind
 from .real import Recreate, Truncate
 from .rollback import Rollback
 from .schema import SOURCES
@@ -32,12 +33,24 @@ class Strategy(Protocol):
         """Whether somebody else undoes everything as well, later."""
         ...
 
-    def begin(self) -> None:
+    def begin(self, *, lazy: bool = False) -> None:
         """Prepare."""
         ...
 
     def open_connections(self) -> Iterable[Any]:
-        """Return what was taken and not given back; each has ``where`` and ``close()``."""
+        """Return what was taken and not given back; each has a ``close()``."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the tables, where that was put off."""
+        ...
+
+    def refusals(self) -> list[str]:
+        """Return who was refused a connection."""
+        ...
+
+    def written(self) -> int:
+        """Return how many statements have written what this will undo."""
         ...
 
     def end(self) -> list[str]:
@@ -56,8 +69,7 @@ class Isolation:
     """One test's use of one application. See :func:`isolate`."""
 
     def __init__(self, app: Flask, strategy: str, schema: str) -> None:
-        auto: AutoSession | None = app.extensions.get("autosession")
-        if auto is None:
+        if "autosession" not in app.extensions:
             raise IsolationError(
                 f"The application {app.name!r} has no AutoSession.",
                 "Call auto.init_app(app) before isolate(app).",
@@ -69,34 +81,72 @@ class Isolation:
         self._strategy = STRATEGIES[strategy](app, engines, schema)
         self._dropped = Dropped(app)
         self._leaks = Leaks(app, engines, self._dropped.session_began)
-        self._give_back: Callable[[], None] = nothing
+        self._problems: list[str] = []
+        self._failed = False
+        self._undo = ExitStack()
 
-    def begin(self) -> None:
-        """Begin."""
-        self._leaks.begin(nested=self._strategy.nested)
-        self._strategy.begin()
-        enter_thread(1)
-        self._give_back = keep_contexts(self._app)
-        self._dropped.begin()
+    def begin(self, *, lazy: bool = False) -> None:
+        """Begin.
 
-    def end(self, *, quiet: bool = False) -> None:
+        :param lazy: Whether the app is only just being made: its models may not be there yet.
+        :raises IsolationError: If the databases cannot be isolated; they are as before then.
+        """
+        with ExitStack() as undo:
+            enter_thread(1)
+            undo.callback(enter_thread, -1)
+            undo.callback(keep_contexts(self._app))
+            self._dropped.begin()
+            undo.callback(self._dropped.end)
+            self._leaks.prepare(nested=self._strategy.nested)
+            self._strategy.begin(lazy=lazy)
+            undo.callback(self._end_strategy)
+            self._leaks.begin()
+            undo.callback(self._end_leaks)
+            self._undo = undo.pop_all()
+
+    def end(self, *, failed: bool = False) -> None:
         """Undo everything.
 
-        :param quiet: Whether the test has failed, which may be why something is left.
+        :param failed: Whether the test has failed, which may be why something is left open.
         :raises IsolationError: If something is left, or could not be undone.
         """
+        self._problems.clear()
+        self._failed = failed
+        self._undo.close()
+        if self._problems:
+            raise IsolationError(*self._problems)
+
+    def prepare(self) -> None:
+        """Make the tables, where that was put off.
+
+        :raises IsolationError: If rows are there that would be lost, or ``db.session`` is another.
+        """
+        factory = getattr(self._app.extensions["sqlalchemy"].session, "session_factory", None)
+        kind = getattr(factory, "class_", None)
+        if not (isinstance(kind, type) and issubclass(kind, UnitSession)):
+            raise IsolationError(
+                f"db.session of {self._app.name!r} was replaced: its requests commit nothing and"
+                " roll nothing back.",
+                "Remove the fixture that does it: the tests are isolated already.",
+            )
+        self._strategy.prepare()
+
+    def written(self) -> int:
+        """Return how many statements have written on connections that are shared."""
+        return self._strategy.written()
+
+    def _end_leaks(self) -> None:
         left = self._leaks.end()
         for connection in list(self._strategy.open_connections()):
-            left.append(f"a connection that was taken at {connection.where}")
+            left.append(str(connection))
             connection.close()
-        problems = self._strategy.end()
-        self._dropped.end()
-        self._give_back()
-        enter_thread(-1)
-        if left and not quiet:
-            problems.insert(0, f"The test has left behind: {'; '.join(left)}.")
-        if problems and not quiet:
-            raise IsolationError(" ".join(problems), "")
+        if left and not self._failed:
+            self._problems.append(left_behind(left))
+        if not self._failed:  # it may well be why
+            self._problems.extend(self._strategy.refusals())
+
+    def _end_strategy(self) -> None:
+        self._problems.extend(self._strategy.end())
 
 
 def nothing() -> None:
@@ -111,8 +161,7 @@ def keep_contexts(app: Flask) -> Callable[[], None]:
     :param app: The application.
     :return: Has them work as before.
     """
-    auto: AutoSession = app.extensions["autosession"]
-    lifecycle = auto.lifecycle(app)
+    lifecycle = lifecycles.get(app)
     if lifecycle is None or f"{PREFIX}COMMIT_CONTEXTS" in app.config:
         return nothing
     before = lifecycle.settings
@@ -151,6 +200,6 @@ def isolate(
     try:
         yield
     except BaseException:
-        isolation.end(quiet=True)
+        isolation.end(failed=True)
         raise
     isolation.end()

@@ -51,6 +51,8 @@ class Layers:
         self.conflicts: list[tuple[object, list[object]]] = []
         """Each owner that rolled back what others had committed, and those others."""
         self._unseen: list[tuple[object, list[object]]] = []
+        self._robbed: dict[object, object] = {}
+        """Those whose work was taken before they have committed it, and by whom."""
 
     def turn(self, owner: object) -> Layer:
         """Return the layer that an owner works in now; make it, if the last one is not that.
@@ -61,6 +63,15 @@ class Layers:
             # It matters once somebody looks again; at the test's end nobody does.
             self.conflicts.extend(self._unseen)
             self._unseen.clear()
+        self._tell_robbed(owner)
+        return self._turn(owner)
+
+    def _tell_robbed(self, owner: object) -> None:
+        # It goes on, or commits, as if its work were there; a rollback would be fine.
+        if owner in self._robbed:
+            self.conflicts.append((self._robbed.pop(owner), [owner]))
+
+    def _turn(self, owner: object) -> Layer:
         top = self._layers[-1] if self._layers else None
         if top is not None and top.owner is owner and top.open and not top.inside:
             return top
@@ -77,6 +88,7 @@ class Layers:
 
     def commit(self, owner: object) -> None:
         """End an owner's transaction, and keep its work in what lies below."""
+        self._tell_robbed(owner)
         if any(layer.failed for layer in self._layers if layer.owner is owner):
             self.rollback(owner)
         else:
@@ -87,16 +99,20 @@ class Layers:
 
         PostgreSQL refuses every statement then, but each connection would do so only for itself.
         """
-        top = self._layers[-1]
-        if top.owner is not owner:
+        top = self._layers[-1] if self._layers else None
+        if top is not None and top.owner is not owner:
             self._execute(f"ROLLBACK TO SAVEPOINT {top.name}")
-            top.failed = True
+            if top.inside:
+                self._unseen.append((top.owner, top.inside))
+            # Nothing is in it now.
+            top.failed, top.wrote, top.inside = True, False, []
 
     def rollback(self, owner: object) -> None:
         """End an owner's transaction, and undo its work, as far as it lies on top of the others'.
 
         What has only read need not be undone: others may have committed on top of it.
         """
+        self._robbed.pop(owner, None)
         own = [at for at, layer in enumerate(self._layers) if layer.owner is owner and layer.open]
         wrote = [at for at in own if self._layers[at].wrote]
         clean = [at for at in own if not self._others(at, owner)]
@@ -114,8 +130,14 @@ class Layers:
     def release(self, owner: object, label: str) -> None:
         """Release a savepoint, and keep its work in what lies below."""
         at = self._find(owner, label)
-        if at is not None:
+        if at is None:
+            return
+        if all(one.owner in (owner, None) or not one.open for one in self._layers[at:]):
             self._end(owner, at)
+            return
+        for one in self._layers[at:]:  # it lies below somebody else's: a part of the whole now
+            if one.owner is owner:
+                one.label = None
 
     def rollback_to(self, owner: object, label: str) -> None:
         """Undo what an owner has done since it has set a savepoint, which is gone then."""
@@ -139,8 +161,10 @@ class Layers:
 
     def back_to_mark(self, mark: Mark) -> None:
         """Undo everything since a mark was set, whoever did it."""
-        at = next(at for at, layer in enumerate(self._layers) if layer.owner is mark)
-        self._undo(at, None)
+        for at, layer in enumerate(self._layers):
+            if layer.owner is mark:  # not there any more if the whole transaction was lost
+                self._undo(at, None)
+                return
 
     # What all of them come down to
 
@@ -153,14 +177,32 @@ class Layers:
             found.extend(other for other in layer.inside if other is not owner)
         return found
 
+    def _note_loss(self, at: int, owner: object) -> None:
+        committed: list[object] = []
+        for layer in self._layers[at:]:
+            if layer.owner not in (owner, None) and layer.wrote:
+                if layer.open and not isinstance(layer.owner, Mark):
+                    self._robbed[layer.owner] = owner
+                else:
+                    committed.append(layer.owner)
+            committed.extend(other for other in layer.inside if other is not owner)
+        if committed:
+            self._unseen.append((owner, committed))
+
     def _undo(self, at: int, owner: object) -> None:
-        others = self._others(at, owner)
-        if owner is not None and others:
-            self._unseen.append((owner, others))
-        layer = self._layers[at]
+        if owner is not None:
+            self._note_loss(at, owner)
+        layer, gone = self._layers[at], self._layers[at:]
         self._execute(f"ROLLBACK TO SAVEPOINT {layer.name}")
         # Nothing is in it now: the next one to come can have it.
         self._layers[at:] = [Layer(layer.name)]
+        for one in gone:
+            if owner is not None and isinstance(one.owner, Mark):
+                self._push(one.owner).wrote = True  # the test's end will come back to it
+            # Somebody else's savepoint, which its owner will come back to: set it again.
+            if owner not in (None, one.owner) and one.open and one.label is not None:
+                self._turn(one.owner)
+                self._push(one.owner, one.label)
 
     def _end(self, owner: object, start: int) -> None:
         for layer in self._layers[start:]:

@@ -9,26 +9,31 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, g, has_app_context, has_request_context, request
 from flask import globals as flask_globals
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction, make_transient, make_transient_to_detached
 
 from flask_autosession.callsite import caller
 from flask_autosession.contexts import request_name, scope_of_context
-from flask_autosession.exc import IsolationError
+from flask_autosession.exc import AutoSessionError, IsolationError
 from flask_autosession.scope import Scope
 
 _watching: list[Leaks] = []
 """Those that watch right now, innermost last."""
-_pushed_limit = 100
+Contexts = tuple[object, object]
 
 
-def _here() -> tuple[object, object]:
+def contexts() -> Contexts:
     """Return what tells the current contexts from others."""
     return (
         g._get_current_object() if has_app_context() else None,
         cast(Any, request)._get_current_object() if has_request_context() else None,
     )
+
+
+def left_behind(things: list[str]) -> str:
+    """Return what to say about things that a test has left behind."""
+    return f"The test has left behind: {'; '.join(things)}. Close what it opens, in a 'with' block."
 
 
 class Leaks:
@@ -43,75 +48,95 @@ class Leaks:
         self._look = look
         self._app = app
         self._engines = list(engines)
-        self._contexts: tuple[object, object] = (None, None)
-        self._known: set[Any] = set()
+        self._contexts: Contexts = (None, None)
+        self._known: dict[Any, object] = {}
         self.sessions: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
         """The sessions that began a transaction, and where."""
 
     def _scope(self) -> Scope | None:
         return scope_of_context() if has_app_context() and current_app == self._app else None
 
-    def begin(self, *, nested: bool) -> None:
-        """Remember what is there.
+    def prepare(self, *, nested: bool) -> None:
+        """Bring what is there into a state that can be come back to.
 
         :param nested: Whether what was done so far is undone by somebody else.
         :raises IsolationError: If a context that is pushed has work that nobody would undo.
         """
-        self._contexts = _here()
         scope = self._scope()
         if scope is not None:
             if scope.unsaved and not nested:
                 raise IsolationError(
                     f"A context of {self._app.name!r} that was pushed before the test began has"
                     " written something and not committed it.",
-                    "Put 'with isolate(app):' around what a fixture of a wider scope writes, or"
-                    " write it in 'with auto.unit():' to keep it for all tests.",
+                    "Put 'with isolate(app):' around what a fixture of a wider scope does.",
                 )
             scope.end_cleanly("a test begins inside of this context")
-            if scope.session is not None:
-                self._known = set(scope.session.identity_map.keys())
+
+    def begin(self) -> None:
+        """Remember what is there, and watch what comes."""
+        self._contexts = contexts()
+        scope = self._scope()
+        if scope is not None and scope.session is not None:
+            self._known = dict(cast(Any, scope.session.identity_map).items())
         _listen()
         _watching.append(self)
 
-    def began(self, session: Session, connection: Connection) -> None:
-        """Note that a session has begun a transaction."""
-        if any(connection.engine.pool is engine.pool for engine in self._engines):
+    def began(self, session: Session, connection: Connection) -> bool:
+        """Note that a session has begun a transaction, if it is on a database of the app."""
+        own = any(connection.engine.pool is engine.pool for engine in self._engines)
+        if own:
             self.sessions[session] = caller()
             self._look()
+        return own
 
     def end(self) -> list[str]:
         """Take everything away that was not there before, and say what that is."""
         _watching.remove(self)
-        found = list(self._pop_contexts())
+        found = pop_contexts(self._contexts)
         scope = self._scope()
         if scope is not None:
             _clear(scope, self._known)
+            if self._known:
+                _bring_back(self._app.extensions["sqlalchemy"].session(), self._known)
         for session, where in list(self.sessions.items()):
             if session.in_transaction() and (scope is None or scope.session is not session):
                 found.append(f"a session that began a transaction at {where}")
                 session.close()
         return found
 
-    def _pop_contexts(self) -> Iterable[str]:
-        for _ in range(_pushed_limit):
-            if _here() == self._contexts or not has_app_context():
-                return
-            context: Any = cast(Any, flask_globals.app_ctx)._get_current_object()
-            name = f"an app context of {context.app.name!r}"
-            if has_request_context():
-                name = f"a request context ({request_name()})"
-                if not hasattr(context, "request"):  # before Flask 3.2 there are two of them
-                    context = cast(Any, flask_globals.request_ctx)._get_current_object()
-            yield name
-            with suppress(Exception):
-                context.pop()
+
+def pop_contexts(until: Contexts, *, clients: bool = True) -> list[str]:
+    """Pop the contexts that were pushed, and say which they are.
+
+    :param until: What :func:`contexts` has returned before.
+    :param clients: Whether those go, too, that a test client keeps until its block ends.
+    """
+    found: list[str] = []
+    while has_app_context() and contexts() != until:
+        context: Any = cast(Any, flask_globals.app_ctx)._get_current_object()
+        name = f"an app context of {context.app.name!r}"
+        if has_request_context() and contexts()[1] is not until[1]:
+            if not clients and "werkzeug.debug.preserve_context" in request.environ:
+                break
+            name = f"a request context ({request_name()})"
+            if not hasattr(context, "request"):  # before Flask 3.2 there are two of them
+                context = cast(Any, flask_globals.request_ctx)._get_current_object()
+        found.append(name)
+        before = contexts()
+        with suppress(Exception):
+            context.pop()
+        if contexts() == before:
+            break  # it cannot be popped from here
+    return found
 
 
-def _clear(scope: Scope, known: set[Any]) -> None:
+def _clear(scope: Scope, known: dict[Any, object]) -> None:
+    while scope.blocks:
+        with suppress(Exception):
+            cast(Any, scope.blocks.pop()).leave(AutoSessionError("the test is over"))
     scope.rollback("the test is over")
     scope.frame.doom = None
     scope.frame.drops.clear()
-    scope.blocks.clear()
     session = scope.session
     if session is not None:
         session.expire_all()
@@ -120,9 +145,19 @@ def _clear(scope: Scope, known: set[Any]) -> None:
                 session.expunge(instance)
 
 
+def _bring_back(session: Session, known: dict[Any, object]) -> None:
+    for (cls, identity, *_), instance in known.items():
+        if instance not in session:
+            # Deleted or detached by the test; its row is there again.
+            make_transient(instance)
+            for column, value in zip(inspect(cls).primary_key, identity, strict=True):
+                setattr(instance, inspect(cls).get_property_by_column(column).key, value)
+            make_transient_to_detached(instance)
+            session.add(instance)
+
+
 def _note(session: Session, _: SessionTransaction, connection: Connection) -> None:
-    if _watching:
-        _watching[-1].began(session, connection)
+    any(leaks.began(session, connection) for leaks in reversed(_watching))
 
 
 def _listen() -> None:

@@ -25,6 +25,7 @@ from . import schema
 from .binds import engines_of
 from .databases import WorkerDatabases
 from .isolation import STRATEGIES, Isolation, keep_contexts
+from .leaks import contexts, left_behind, pop_contexts
 from .units import EndedUnit, capture_on_commit_callbacks, record_units
 
 Captured = AbstractContextManager[list[Callable[[], Any]]]
@@ -90,16 +91,47 @@ class Isolations:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+        self, fixturedef: pytest.FixtureDef[Any], request: Any
     ) -> Generator[None, object, object]:
-        if fixturedef.scope == "function":
-            self._begin(request.node)
-        return (yield)
+        written = 0
+        try:
+            if fixturedef.scope == "function":
+                self._begin(request.node)
+            elif self._item is not None:
+                written = self._written()
+        except BaseException as error:
+            # As pytest itself does, or it would stumble over the fixture in the next test.
+            key = fixturedef.cache_key(request)
+            fixturedef.cached_result = None, key, (error, error.__traceback__)
+            raise
+        result = yield
+        if fixturedef.scope != "function" and self._item is not None and self._written() > written:
+            raise IsolationError(
+                f"The fixture {fixturedef.argname!r} has the scope {fixturedef.scope!r}, but is set"
+                " up inside of a test, at whose end the rows are undone that it wrote.",
+                "Name it in the arguments of the test or of the fixture that needs it.",
+            )
+        return result
+
+    def _written(self) -> int:
+        return sum(isolation.written() for isolation in self._begun)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         self._begin(item)
-        return (yield)
+        for isolation in self._begun:
+            isolation.prepare()
+        before = contexts()
+        try:
+            result = yield
+        except BaseException:
+            pop_contexts(before, clients=False)
+            raise
+        # Here, because fixtures that pop theirs would trip over it.
+        left = pop_contexts(before, clients=False)
+        if left:
+            pytest.fail(left_behind(left), pytrace=False)
+        return result
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         if call.excinfo is not None:
@@ -108,23 +140,22 @@ class Isolations:
     def _initialised(self, app: Flask) -> None:
         if self._databases is not None:
             self._databases.redirect(app)
-        for engine in engines_of(app).values():
-            event.listen(engine, "engine_connect", _look, once=True)
+        for key, engine in engines_of(app).items():
+            event.listen(engine, "engine_connect", partial(_look, app, key), once=True)
         keep_contexts(app)
         self._apps.add(app)
         if self._item is not None:
             self._own.append(app)
-            self._isolate(app)
+            self._isolate(app, lazy=True)
 
     def _strategy_of(self, item: pytest.Item) -> str:
         marker = item.get_closest_marker("autosession")
         if marker is None:
             return str(self._config.getini("autosession_strategy"))
-        given = [*marker.args, *marker.kwargs.values()]
-        if len(given) != 1:
+        if len(marker.args) != 1 or marker.kwargs:
             raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.autosession takes one strategy.")
-        _check(given[0], f"{item.nodeid}: @pytest.mark.autosession", STRATEGIES)
-        return str(given[0])
+        _check(marker.args[0], f"{item.nodeid}: @pytest.mark.autosession", STRATEGIES)
+        return str(marker.args[0])
 
     def _begin(self, item: pytest.Item) -> None:
         if self._item is not item:
@@ -134,35 +165,40 @@ class Isolations:
             for app in list(self._apps):
                 self._isolate(app)
 
-    def _isolate(self, app: Flask) -> None:
+    def _isolate(self, app: Flask, *, lazy: bool = False) -> None:
         item = cast(pytest.Item, self._item)
         source = self._config.getini("autosession_schema")
         isolation = Isolation(app, self._strategy_of(item), source)
-        isolation.begin()
+        isolation.begin(lazy=lazy)
         self._begun.append(isolation)
 
     def _end(self) -> None:
         failed = self._item in self._failed
         self._item = None
-        errors: list[IsolationError] = []
+        problems: list[str] = []
         while self._begun:
             try:
-                self._begun.pop().end(quiet=failed)
+                self._begun.pop().end(failed=failed)
             except IsolationError as error:
-                errors.append(error)
+                problems.append(str(error))
         while self._own:
             for engine in engines_of(self._own.pop()).values():
                 engine.dispose()
-        if errors:
-            raise errors[0]
+                schema.forget_engine(engine)
+        if problems:
+            pytest.fail("\n".join(problems), pytrace=False)
 
 
-def _look(connection: Connection) -> None:
-    schema.look(connection.engine)
+def _look(app: Flask, key: str | None, connection: Connection) -> None:
+    # Before anybody has changed anything.
+    begun = connection.in_transaction()
+    schema.look(connection, schema.metadata_of(app, key))
+    if not begun:
+        connection.rollback()
 
 
-def _check(value: str, what: str, known: Iterable[str]) -> None:
-    if value not in known:
+def _check(value: object, what: str, known: Iterable[str]) -> None:
+    if value not in list(known):
         raise pytest.UsageError(f"{what} is {value!r}, but takes one of: {', '.join(known)}.")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
-import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -13,9 +13,12 @@ from sqlalchemy.engine import Engine
 from flask_autosession.callsite import caller
 from flask_autosession.exc import IsolationError
 
-from .emptying import empty, save
-from .schema import ensure, rebuild, refuse_filled
+from .binds import engines_of
+from .emptying import empty
+from .held import real
+from .schema import ensure, known_of, metadata_of, rebuild
 from .sharing import SharedPool
+from .unchecked import counted
 
 
 class Taken:
@@ -26,27 +29,48 @@ class Taken:
 
     def __init__(self, proxy: Any) -> None:
         self._proxy = proxy
-        self.where: str = caller()
-        """Where it was taken."""
+        self._where = caller()
+
+    def __str__(self) -> str:
+        return f"a connection that was taken at {self._where}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be given back."""
+        return bool(self._proxy.is_valid)
 
     def close(self) -> None:
-        """Throw it away: its transaction may hold locks."""
-        self._proxy.invalidate()
+        """Give it back, whose transaction is rolled back then."""
+        self._proxy.close()
 
 
-class _Real(ABC):
+class Real(ABC):
+    """What both have in common.
+
+    :param app: The application.
+    :param engines: Its engines.
+    :param source: Where its tables come from.
+    """
+
     name: str
+    nested: bool = False
 
     def __init__(self, app: Flask, engines: list[Engine], source: str) -> None:
         self.app: Flask = app
         self.engines: list[Engine] = engines
         self.source: str = source
-        self._taken: dict[object, Taken] = {}
+        self._taken: list[Taken] = []
+        self._lock = threading.RLock()
+        self._prepared = False
+        self._refused = ""
 
-    nested: bool = False
+    def begin(self, *, lazy: bool = False) -> None:
+        """Make the tables, and note which connections are taken from now on.
 
-    def begin(self) -> None:
-        """Note which connections are taken from now on."""
+        :param lazy: Whether to make them when the first connection is taken.
+        :raises IsolationError: If there is a transaction around the test, or if rows would be lost
+            that were there before.
+        """
         for engine in self.engines:
             if isinstance(engine.pool, SharedPool):
                 raise IsolationError(
@@ -54,69 +78,107 @@ class _Real(ABC):
                     " is an isolate() with the strategy 'rollback'.",
                     "Move the test out of that class or module.",
                 )
-        ensure(self.app, self.source)
-        for engine in self.engines:
-            refuse_filled(engine, self.name)
-        self.prepare()
         for engine in self.engines:
             event.listen(engine, "checkout", self._checkout)
-            event.listen(engine, "checkin", self._checkin)
+        if not lazy:
+            try:
+                self.prepare()
+            except BaseException:
+                self.end()
+                raise
+
+    def prepare(self) -> None:
+        """Make the tables, unless that was done, and refuse rows that would be lost.
+
+        :raises IsolationError: If there are such rows.
+        """
+        with self._lock:
+            if self._refused:
+                raise IsolationError(self._refused)
+            if not self._prepared:
+                try:
+                    self._prepare()
+                except IsolationError as error:
+                    self._refused = str(error)
+                    raise
+                self._prepared = True
+
+    def _prepare(self) -> None:
+        ensure(self.app, self.source)
+        for key, engine in engines_of(self.app).items():
+            before = known_of(self.app, key).rows
+            for name, count in sorted(counted(engine, metadata_of(self.app, key)).items()):
+                if count != before.get(name):
+                    raise IsolationError(
+                        f"The strategy {self.name!r} would remove the rows that the table {name!r}"
+                        f" on {engine.url.render_as_string()} had before the test.",
+                        "Give the tests a database of their own, and write what this test needs in"
+                        " fixtures of its own, not in those of a class, a module or the session.",
+                    )
 
     def _checkout(self, driver: Any, record: Any, proxy: Any) -> None:
-        self._taken[record] = Taken(proxy)
-
-    def _checkin(self, driver: Any, record: Any) -> None:
-        self._taken.pop(record, None)
+        if real.get():
+            return
+        self.prepare()
+        self._taken = [taken for taken in self._taken if taken.is_open]
+        self._taken.append(Taken(proxy))
 
     def open_connections(self) -> list[Taken]:
         """Return the connections that were not given back."""
-        return list(self._taken.values())
+        return [taken for taken in self._taken if taken.is_open]
 
     def end(self) -> list[str]:
         """Undo what was committed."""
         for engine in self.engines:
             event.remove(engine, "checkout", self._checkout)
-            event.remove(engine, "checkin", self._checkin)
-        self.undo()
+        if self._prepared:
+            self.undo()
+        return [self._refused] if self._refused else []
+
+    def refusals(self) -> list[str]:
+        """Return nothing: anybody may connect."""
         return []
 
-    @abstractmethod
-    def prepare(self) -> None:
-        """Remember what has to be there afterwards."""
+    def written(self) -> int:
+        """Return 0: whatever is written is undone later."""
+        return 0
 
     @abstractmethod
     def undo(self) -> None:
         """Undo what was committed."""
 
 
-class Truncate(_Real):
+class Truncate(Real):
     """Empties all tables of an app afterwards."""
 
     name: str = "truncate"
 
-    def prepare(self) -> None:
-        """Remember the rows that fixtures of a wider scope, or migrations, have written."""
-        self._saved = [(*one, save(*one)) for one in self._all()]
-
     def undo(self) -> None:
-        """Empty all tables, and put back what was there before the test."""
-        for engine, metadata, saved in self._saved:
-            empty(engine, metadata, saved)
-
-    def _all(self) -> list[tuple[Engine, sa.MetaData]]:
-        db = self.app.extensions["sqlalchemy"]
-        with self.app.app_context():
-            engines = db.engines
-        return [(engines[key], some) for key, some in db.metadatas.items() if key in engines]
+        """Empty all tables."""
+        if any(known_of(self.app, key).rows for key in engines_of(self.app)):
+            rebuild(self.app, self.source)  # which brings the rows of the migrations back
+            return
+        for key, engine in engines_of(self.app).items():
+            empty(engine, metadata_of(self.app, key))
 
 
-class Recreate(_Real):
+class Recreate(Real):
     """Drops all tables of an app afterwards, and makes them again."""
 
     name: str = "recreate"
 
-    def prepare(self) -> None:
-        """Do nothing: what is there is made anew."""
+    def begin(self, *, lazy: bool = False) -> None:
+        """Make the tables, and note which connections are taken from now on.
+
+        :param lazy: Whether to make them when the first connection is taken.
+        :raises IsolationError: If nobody could make the tables again, too.
+        """
+        if self.source == "none":
+            raise IsolationError(
+                "The strategy 'recreate' cannot make tables again whose schema is 'none'.",
+                "Take them from 'create_all' or 'migrate'.",
+            )
+        super().begin(lazy=lazy)
 
     def undo(self) -> None:
         """Drop all tables and make them again."""

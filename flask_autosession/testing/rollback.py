@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from flask import Flask
 from sqlalchemy.engine import Engine
@@ -13,7 +14,7 @@ from sqlalchemy.pool import Pool
 from flask_autosession.exc import IsolationError
 
 from .binds import database_key
-from .held import Held
+from .held import Held, Home, refused
 from .layers import Mark
 from .schema import ensure
 from .sharing import Share, SharedPool
@@ -29,45 +30,48 @@ class Database:
         self.held: Held | None = None
         """The connection, from the first use on."""
         self._pools: dict[Engine, list[Pool]] = {}
-        self._prepare: list[Callable[[], None]] = []
+        self.home: Home = Home()
+        self._lock = threading.RLock()
+        self._unprepared: list[Callable[[], None]] = []
 
     def enter(self, engine: Engine, prepare: Callable[[], None]) -> None:
         """Have an engine hand out shares of one connection from now on.
 
         :param engine: The engine.
         :param prepare: Makes the tables; called before the connection is taken.
-        :raises IsolationError: If its database has no savepoints that we know.
         """
-        if engine.dialect.name not in _DIALECTS:
-            raise IsolationError(
-                f"The strategy 'rollback' does not know the savepoints of {engine.dialect.name}.",
-                'Use "truncate".',
-            )
         watch(engine)
-        self._prepare.append(prepare)
+        self._unprepared.append(prepare)
         pools = self._pools.setdefault(engine, [])
         pools.append(engine.pool)
         if len(pools) == 1:
-            engine.pool = SharedPool(engine, engine.pool, lambda: self._hold(engine))
+            if engine not in _shared:
+                _shared[engine] = SharedPool(engine)
+            shared = _shared[engine]
+            shared.enter(engine.pool, self.home, partial(self._hold, engine))
+            engine.pool = shared
 
     def leave(self, engine: Engine) -> None:
         """Have an engine work as it did before :meth:`enter`."""
-        self._prepare.pop()
         pools = self._pools[engine]
-        shared, engine.pool = engine.pool, pools.pop()
+        engine.pool = pools.pop()
         if not pools:
             del self._pools[engine]
-            if isinstance(shared, SharedPool) and shared.disposed:
+            disposed = _shared[engine].disposed
+            _shared[engine].leave()
+            if disposed:
                 engine.dispose()
 
     def _hold(self, engine: Engine) -> Held:
-        if self.held is None:
-            for prepare in self._prepare:
-                prepare()
-            self.held = Held(engine, self._pools[engine][0])
-        return self.held
+        with self._lock:
+            while self._unprepared:
+                self._unprepared.pop(0)()
+            if self.held is None:
+                self.held = Held(engine, self._pools[engine][0], self.home)
+            return self.held
 
 
+_shared: WeakKeyDictionary[Engine, SharedPool] = WeakKeyDictionary()
 _databases: WeakValueDictionary[object, Database] = WeakValueDictionary()
 
 
@@ -96,8 +100,19 @@ class Rollback:
         """Whether somebody else undoes everything as well, later."""
         return any(database.held is not None for database in self._databases)
 
-    def begin(self) -> None:
-        """Begin; nothing is sent before a database is used."""
+    def begin(self, *, lazy: bool = False) -> None:
+        """Begin; nothing is sent before a database is used.
+
+        :param lazy: Changes nothing here.
+        :raises IsolationError: If a database has no savepoints that we know.
+        """
+        for engine in self._engines:
+            if engine.dialect.name not in _DIALECTS:
+                raise IsolationError(
+                    f"The strategy 'rollback' does not know the savepoints of"
+                    f" {engine.dialect.name}.",
+                    "Use the strategy 'truncate'.",
+                )
         for database in self._databases:
             if database.held is not None:
                 self._before.update(database.held.shares)
@@ -105,29 +120,47 @@ class Rollback:
         for engine in self._engines:
             database_of(engine).enter(engine, self._prepare)
 
+    def prepare(self) -> None:
+        """Do nothing: the tables are made before the connection is taken."""
+
+    def refusals(self) -> list[str]:
+        """Return which threads and processes were refused a connection."""
+        found = [place for database in self._databases for place in database.home.refused]
+        for database in self._databases:
+            database.home.refused.clear()
+        return [refused(place) for place in dict.fromkeys(found)]
+
+    def written(self) -> int:
+        """Return how many statements have written so far."""
+        return sum(database.held.written for database in self._databases if database.held)
+
     def open_connections(self) -> list[Share]:
         """Return what was taken since, and not given back."""
+        pools = [engine.pool for engine in self._engines]
         return [
             share
             for database in self._databases
             if database.held is not None
             for share in database.held.shares
-            if share not in self._before
+            if share not in self._before and share.pool in pools
         ]
 
     def end(self) -> list[str]:
         """Undo everything, and return what could not be isolated."""
         problems: list[str] = []
-        for engine in self._engines:
-            database_of(engine).leave(engine)
         for database in self._databases:
             held = database.held
-            if held is None:
-                continue
-            problems.extend(held.problems())
-            if database in self._marks:
-                held.layers.back_to_mark(self._marks[database])
-            else:
-                database.held = None
-                held.end()
+            if held is not None:
+                mark = self._marks.get(database)
+                if mark is None:
+                    database.held = None
+                undo = held.end if mark is None else partial(held.layers.back_to_mark, mark)
+                for step in (partial(held.tell, problems), undo):
+                    try:
+                        step()
+                    except Exception as error:
+                        # Most likely the connection is lost, and what was done on it with it.
+                        problems.append(f"The test's transaction could not be rolled back: {error}")
+        for engine in self._engines:
+            database_of(engine).leave(engine)  # which may close connections: behind their end
         return problems

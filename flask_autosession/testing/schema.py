@@ -2,65 +2,116 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
-from sqlalchemy.engine import Engine
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 
 from flask_autosession.exc import IsolationError
 
-from .binds import database_key, engines_of
+from .binds import database_key, engines_of, is_in_memory
+from .deferred import forget_deferred
+from .dropping import Thing, contents, drop_things
 from .held import real_connections
+from .unchecked import counted, unchecked
+
+logger: logging.Logger = logging.getLogger("flask_autosession")
 
 SOURCES: tuple[str, ...] = ("create_all", "migrate", "none")
 """Where tables come from: ``db.create_all()``, Flask-Migrate, or something else."""
-_VERSION = "alembic_version"
+_VERSION = Thing("TABLE", None, "alembic_version")
 
 
 @dataclass
 class Known:
     """What is known of one database.
 
-    :param engine: An engine that uses it, kept so that the tables can be dropped.
+    :param engine: An engine that uses it, kept so that its tables can be dropped.
     """
 
     engine: Engine
-    before: set[str]
-    """The tables that were there when it was first looked at."""
-    filled: str | None
-    """One of them that had rows."""
+    before: dict[str | None, set[Thing]] = field(default_factory=dict[str | None, set[Thing]])
+    """What was in each of its schemas when that was first looked at."""
     tables: set[str] = field(default_factory=set[str])
     """The tables that have been made for an app, by their keys."""
     migrated: bool = False
+    touched: bool = False
+    """Whether tables were made here at all."""
+    rows: dict[str, int] = field(default_factory=dict[str, int])
+    """How many rows tables had as soon as they were made: migrations write some."""
+
+    def look(self, connection: Connection, schemas: Iterable[str | None]) -> None:
+        """Remember what is in some schemas, unless that was done."""
+        for schema in set(schemas) - self.before.keys():
+            self.before[schema] = contents(connection, schema)
+
+    def keep_rows(self, before: dict[str, int], metadata: sa.MetaData) -> None:
+        """Remember the rows that came with the tables."""
+        now = counted(self.engine, metadata)
+        self.rows.update({name: count for name, count in now.items() if name not in before})
+
+    def made(self) -> set[Thing]:
+        """Return what is there now and was not before."""
+        with real_connections(), self.engine.connect() as connection:
+            now = {schema: contents(connection, schema) for schema in self.before}
+        return {thing for schema in now for thing in now[schema] - self.before[schema]}
 
 
 _known: dict[object, Known] = {}
+_process = os.getpid()
 
 
-def look(engine: Engine) -> Known:
+def _schemas(metadata: sa.MetaData) -> set[str | None]:
+    return {None, *(table.schema for table in metadata.tables.values())}
+
+
+def look(connection: Connection, metadata: sa.MetaData) -> Known:
     """Look at a database before any test has changed it, once.
 
-    :param engine: An engine that uses it.
+    :param connection: A connection to it.
+    :param metadata: The tables that an application knows there.
     """
-    key = database_key(engine)
-    if key not in _known:
+    engine = connection.engine
+    known = _known.setdefault(database_key(engine), Known(engine))
+    if not known.before and is_in_memory(engine.url):
+        event.listen(engine, "engine_disposed", forget_engine)
+    known.look(connection, _schemas(metadata))
+    return known
+
+
+def _dropped(table: sa.Table, connection: Connection, **_: object) -> None:
+    known = _known.get(database_key(connection.engine))
+    if known is not None:
+        known.tables.discard(table.key)
+        known.migrated = False
+
+
+# Whoever drops a table, it has to be made again for the next test.
+event.listen(sa.Table, "after_drop", _dropped)
+
+
+def known_of(app: Flask, key: str | None) -> Known:
+    """Return what is known of the database of one of an application's binds."""
+    engine, metadata = engines_of(app)[key], metadata_of(app, key)
+    known = _known.get(database_key(engine))
+    if known is None or not _schemas(metadata) <= known.before.keys():
         with real_connections(), engine.connect() as connection:
-            names = set(sa.inspect(connection).get_table_names())
-            filled = (
-                name
-                for name in sorted(names - {_VERSION})
-                if connection.execute(sa.select(sa.literal(1)).select_from(sa.table(name)).limit(1))
-                .scalars()
-                .first()
-            )
-            _known[key] = Known(engine, names, next(filled, None))
-    return _known[key]
+            known = look(connection, metadata)
+    return known
+
+
+def metadata_of(app: Flask, key: str | None) -> sa.MetaData:
+    """Return the tables that an application has on one of its binds."""
+    metadata: sa.MetaData = app.extensions["sqlalchemy"].metadatas.get(key) or sa.MetaData()
+    return metadata
 
 
 def ensure(app: Flask, source: str) -> None:
@@ -69,28 +120,52 @@ def ensure(app: Flask, source: str) -> None:
     :param app: The application.
     :param source: One of :data:`SOURCES`.
     """
-    engines, db = engines_of(app), app.extensions["sqlalchemy"]
-    known = {key: look(engine) for key, engine in engines.items()}
-    with real_connections():
-        if source == "migrate" and not all(one.migrated for one in known.values()):
-            _upgrade(app)
-            for one in known.values():
-                one.migrated = True
-        for key, metadata in db.metadatas.items() if source == "create_all" else ():
-            if key in known and not metadata.tables.keys() <= known[key].tables:
-                metadata.create_all(engines[key])
-                known[key].tables.update(metadata.tables)
+    known = {key: known_of(app, key) for key in engines_of(app)}
+    if source == "migrate":
+        _migrate(app, known)
+    elif source == "create_all":
+        _create(app, known)
 
 
-def _upgrade(app: Flask) -> None:
+def _create(app: Flask, known: dict[str | None, Known]) -> None:
+    for key, one in known.items():
+        metadata = metadata_of(app, key)
+        if not metadata.tables.keys() <= one.tables:
+            before = counted(one.engine, metadata)
+            with unchecked(engines_of(app)[key]) as connection:  # does not wait for locks for ever
+                metadata.create_all(connection)
+            one.tables.update(metadata.tables)
+            one.touched = True
+            one.keep_rows(before, metadata)
+
+
+def _migrate(app: Flask, known: dict[str | None, Known]) -> None:
+    if all(one.migrated for one in known.values()):
+        return
     if "migrate" not in app.extensions:
         raise IsolationError(
             f"The application {app.name!r} has no Flask-Migrate to make its tables with.",
-            'Call Migrate(app, db), or take the tables from "create_all".',
+            "Call Migrate(app, db), or take the tables from 'create_all'.",
         )
+    before = {key: counted(one.engine, metadata_of(app, key)) for key, one in known.items()}
+    _upgrade(app)
+    for key, one in known.items():
+        one.migrated = one.touched = True
+        one.keep_rows(before[key], metadata_of(app, key))
+
+
+def _upgrade(app: Flask) -> None:
     flask_migrate = importlib.import_module("flask_migrate")  # not everybody has it
-    with _logging_kept(), app.app_context():
-        flask_migrate.upgrade()
+    try:
+        with _logging_kept(), real_connections(), app.app_context():
+            flask_migrate.upgrade()
+            for engine in engines_of(app).values():
+                forget_deferred(engine)
+    except SystemExit as error:  # which is how it ends where it has logged an error
+        raise IsolationError(
+            f"The migrations of {app.name!r} failed: {error.__context__}.",
+            "Try 'flask db upgrade' on an empty database.",
+        ) from error.__context__
 
 
 @contextmanager
@@ -103,66 +178,53 @@ def _logging_kept() -> Generator[None]:
     try:
         yield
     finally:
-        root.handlers[:], root.level = handlers, level
+        root.handlers[:] = handlers
+        root.setLevel(level)  # which makes loggers forget what they believe to be silenced
         for one, was in disabled.items():
             one.disabled = was
 
 
-def refuse_filled(engine: Engine, strategy: str) -> None:
-    """Refuse to empty a database whose rows no test has written.
-
-    :param engine: An engine that uses it.
-    :param strategy: What would empty it.
-    :raises IsolationError: If there are such rows.
-    """
-    known = look(engine)
-    if known.filled is not None:
-        raise IsolationError(
-            f"The strategy {strategy!r} would empty the table {known.filled!r} on"
-            f" {engine.url.render_as_string()}, which had rows before the first test.",
-            "Give the tests a database of their own.",
-        )
-
-
-def tables_of(engine: Engine) -> set[str]:
-    """Return the names of the tables that are there right now."""
-    return set(sa.inspect(engine).get_table_names())
-
-
 def rebuild(app: Flask, source: str) -> None:
-    """Drop all tables that tests have made or changed, and make those of the app again.
+    """Drop the tables of an app, and what tests have made beside them, and make them again.
 
     :param app: The application.
     :param source: One of :data:`SOURCES`.
     """
-    db = app.extensions["sqlalchemy"]
     for key, engine in engines_of(app).items():
-        _drop(engine, db.metadatas.get(key, sa.MetaData()), look(engine))
+        known, metadata = known_of(app, key), metadata_of(app, key)
+        own = {Thing("TABLE", table.schema, table.name) for table in metadata.tables.values()}
+        if source == "migrate":
+            own.add(_VERSION)
+            if _VERSION in known.before[None]:  # migrated before: they made its types as well
+                own |= {thing for thing in known.before[None] if thing.kind == "TYPE"}
+        drop_things(engine, known.made() | own)
+        known.tables.clear()
+        known.rows.clear()
+        known.migrated = False
     ensure(app, source)
 
 
-def _drop(engine: Engine, metadata: sa.MetaData, known: Known) -> None:
-    metadata.drop_all(engine)
-    left = sa.MetaData()
-    left.reflect(engine, only=sorted(tables_of(engine) - known.before))
-    left.drop_all(engine)
-    inspector: Any = sa.inspect(engine)
-    if engine.dialect.name == "postgresql" and not known.before:
-        with engine.begin() as connection:
-            for enum in inspector.get_enums():
-                name = engine.dialect.identifier_preparer.quote(enum["name"])
-                connection.exec_driver_sql(f"DROP TYPE {name}")
-    known.tables.clear()
-    known.migrated = False
+def forget_engine(engine: Engine) -> None:
+    """Forget a database in memory, which goes with its engine's connection."""
+    _known.pop(engine, None)
+    forget_deferred(engine)
 
 
-def forget(*, drop: bool) -> None:
-    """Forget all databases, at the end of a session of tests.
+@atexit.register
+def forget(*, drop: bool = True) -> None:
+    """Forget all databases, at the end of a session of tests or of the process.
 
-    :param drop: Whether to drop the tables that were made.
+    :param drop: Whether to drop what was made in them.
     """
+    if os.getpid() != _process:
+        return  # a fork of the tests: what is there is theirs
     while _known:
         _, known = _known.popitem()
-        if drop and (known.tables or known.migrated):
-            _drop(known.engine, sa.MetaData(), known)
-        known.engine.dispose()
+        try:
+            if drop and known.touched:
+                drop_things(known.engine, known.made())
+        except Exception as error:
+            url = known.engine.url.render_as_string()
+            logger.error("The tables of the tests could not be dropped on %s: %s", url, error)
+        finally:
+            known.engine.dispose()

@@ -10,27 +10,34 @@ from sqlalchemy.pool import Pool, PoolProxiedConnection
 
 from flask_autosession.callsite import caller
 
-from .held import Held, real
+from .deferred import check_deferred
+from .held import Held, Home, real
+from .layers import Layer
 
 
 class Share(PoolProxiedConnection):
     """What a connection of SQLAlchemy gets instead of a driver's connection of its own.
 
     :param held: What is shared.
+    :param pool: What it comes from.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Held, pool: SharedPool) -> None:
         self.held: Held = held
+        self.pool: SharedPool = pool
         self.where: str = caller()
         """Where it was taken."""
         self.driver_connection: Any = held.driver
         self._valid = True
         self._wrote = False
         self._info: dict[str, Any] = {}
+        # SQLAlchemy puts there what is to be done at the end, which is nothing.
+        self._connection_record = self
+        self.finalize_callback: list[Any] = []
         held.shares[self] = None
 
     def __str__(self) -> str:
-        return f"the connection taken at {self.where}"
+        return f"a connection that was taken at {self.where}"
 
     @property
     def info(self) -> dict[str, Any]:
@@ -45,8 +52,7 @@ class Share(PoolProxiedConnection):
     @property
     def dbapi_connection(self) -> Any:  # type: ignore[override]
         """The driver's connection, into which the next statement goes."""
-        self.held.check()
-        self.held.layers.turn(self)
+        self.turn()
         return self.held.driver
 
     @property
@@ -62,16 +68,24 @@ class Share(PoolProxiedConnection):
     def detach(self) -> None:
         """Do nothing: the test's end takes what is left."""
 
+    def turn(self) -> Layer:
+        """Return the savepoint that the next statement goes into."""
+        held = self.held
+        held.home.check()
+        held.check_lost("Something that SQLAlchemy does not see")
+        if held.in_error():
+            held.layers.recover(self)
+        return held.layers.turn(self)
+
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a cursor, in a savepoint that is this connection's."""
-        self.held.check()
-        if self.held.speaker is not None:
-            return self.held.driver.cursor(*args, **kwargs)
-        if self.held.in_error():
-            self.held.layers.recover(self)
-        # Statements that only read are told apart later; a raw cursor's are not.
-        layer = self.held.layers.turn(self)
-        self._wrote, layer.wrote = layer.wrote, True
+        if self.held.speaker is None:
+            # Statements that only read are told apart later; a raw cursor's are not.
+            layer = self.turn()
+            self._wrote, layer.wrote = layer.wrote, True
+        if self.held.engine.dialect.name in {"mysql", "mariadb"}:
+            # One that fetches row by row would lose them as soon as another connection speaks.
+            return self.held.driver.cursor()
         return self.held.driver.cursor(*args, **kwargs)
 
     def reads(self) -> None:
@@ -80,23 +94,33 @@ class Share(PoolProxiedConnection):
 
     def commit(self) -> None:
         """Keep what this connection has done."""
-        self.held.check()
-        if self.held.in_error():
-            self.held.layers.rollback(self)  # as PostgreSQL does then
-        else:
-            self.held.layers.commit(self)
+        held = self.held
+        held.home.check()
+        if held.in_error():
+            held.layers.recover(self)  # of somebody else's error
+        if held.in_error():
+            held.layers.rollback(self)  # as PostgreSQL does then
+            return
+        try:
+            check_deferred(held.engine, held.driver, changed=held.changed)
+        except Exception:
+            held.layers.rollback(self)  # as a COMMIT that fails
+            raise
+        held.layers.commit(self)
 
     def rollback(self) -> None:
         """Undo what this connection has done."""
-        self.held.check()
+        self.held.home.check()
         self.held.layers.rollback(self)
 
     def close(self) -> None:
         """Give it back; what was not committed is undone."""
         if self._valid:
             self._valid = False
-            self.held.shares.pop(self, None)
-            self.held.layers.rollback(self)
+            if self.held.home.is_here():  # a forked process closes what it has inherited
+                self.held.shares.pop(self, None)
+                self.held.layers.rollback(self)
+                cast(Any, self.pool).dispatch.checkin(self.held.driver, self)
 
     def _close_special(self, **_: Any) -> None:  # what SQLAlchemy's Connection.close() calls
         self.close()
@@ -112,27 +136,49 @@ class Share(PoolProxiedConnection):
 class SharedPool(Pool):
     """What takes the place of an engine's pool: every connection is a share of one.
 
+    It knows its engine only while it is in place, so that both can go.
+
     :param engine: The engine.
-    :param pool: That engine's own pool.
-    :param held: Returns what is shared.
     """
 
-    def __init__(self, engine: Engine, pool: Pool, held: Callable[[], Held]) -> None:
-        super().__init__(cast(Any, held), dialect=cast(Any, engine.dialect))
-        self._pool = pool
-        self._hold = held
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(cast(Any, self.connect), dialect=cast(Any, engine.dialect))
         self.held: Held | None = None
         """What is shared, from the first use on."""
         self.disposed: bool = False
         """Whether somebody wanted the pool's connections closed."""
 
+    def enter(self, pool: Pool, home: Home, hold: Callable[[], Held]) -> None:
+        """Take the place of an engine's own pool.
+
+        :param pool: That pool.
+        :param home: The test.
+        :param hold: Returns what is shared.
+        """
+        self._pool = pool
+        self._home = home
+        self._hold = hold
+        # Whoever listens to the engine's pool listens to this one, now and in the test.
+        cast(Any, self).dispatch = pool.dispatch
+
+    def leave(self) -> None:
+        """Forget what it stood for."""
+        self.held, self.disposed = None, False
+        del self._pool, self._home, self._hold
+
     def connect(self) -> PoolProxiedConnection:
         """Return a share of the connection."""
         if real.get():
             return self._pool.connect()
+        self._home.check()
         self.held = self._hold()
-        self.held.check()
-        return Share(self.held)
+        share = Share(self.held, self)
+        try:
+            cast(Any, self).dispatch.checkout(self.held.driver, share, share)
+        except BaseException:
+            share.close()
+            raise
+        return share
 
     def dispose(self) -> None:
         """Remember it for the end of the test."""
@@ -141,6 +187,11 @@ class SharedPool(Pool):
     def recreate(self) -> SharedPool:
         """Return this pool: there is nothing to be made anew."""
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._pool, name)  # size(), checkedout()
 
     def status(self) -> str:
         """Return a description for logs."""

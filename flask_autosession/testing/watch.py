@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -14,21 +14,25 @@ from sqlalchemy.engine import Connection, Engine
 from flask_autosession.exc import IsolationError
 from flask_autosession.statements import is_write
 
+from .deferred import forget_deferred
 from .sharing import Share
 
-# The first word of a statement, and the one behind it.
-_WORDS = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*(\w+)(?:\s+(?:WORK|TRANSACTION)\b)?\s*(\w*)", re.DOTALL
+_SKIPPED = r"(?:\s|--[^\n]*(?:\n|$)|/\*[^!].*?\*/)*"
+_BEGINS = re.compile(_SKIPPED + r"(?:BEGIN|START\s+TRANSACTION)\b", re.IGNORECASE | re.DOTALL)
+_ENDS = re.compile(
+    _SKIPPED + r"(?:COMMIT|END|ABORT|ROLLBACK(?!(?:\s+(?:WORK|TRANSACTION))?\s+TO\b))\b",
+    re.IGNORECASE | re.DOTALL,
 )
-_BEGINNING = frozenset({"BEGIN", "START"})
-_ENDING = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
 # What MariaDB and MySQL commit before they do it.
-_COMMITTING = frozenset(
-    {
-        *("ALTER", "ANALYZE", "CREATE", "DROP", "FLUSH", "GRANT"),
-        *("LOCK", "OPTIMIZE", "RENAME", "REPAIR", "REVOKE", "TRUNCATE"),
-    }
+_COMMITS = re.compile(
+    _SKIPPED
+    + r"(?:ALTER|CREATE(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)|DROP(?!\s+TEMPORARY\b)"
+    + r"|ANALYZE(?!\s+(?:SELECT|FORMAT|UPDATE|DELETE|INSERT)\b)|CACHE|CHECK|FLUSH|GRANT|INSTALL"
+    + r"|LOAD\s+INDEX|LOCK|OPTIMIZE|RENAME|REPAIR|RESET|REVOKE|SET\s+PASSWORD|TRUNCATE|UNINSTALL"
+    + r"|UNLOCK)\b",
+    re.IGNORECASE | re.DOTALL,
 )
+_CHANGES = re.compile(_SKIPPED + r"(?:ALTER|CREATE|DROP)\b", re.IGNORECASE | re.DOTALL)
 _watched: WeakSet[Engine] = WeakSet()
 
 
@@ -47,8 +51,9 @@ def watch(engine: Engine) -> None:
     dialect: Any = engine.dialect
     for name in ("do_savepoint", "do_release_savepoint", "do_rollback_to_savepoint"):
         setattr(dialect, name, functools.partial(_savepoint, name, getattr(dialect, name)))
+    dialect.do_begin_twophase = functools.partial(_begin_twophase, dialect.do_begin_twophase)
     level = dialect.set_isolation_level
-    dialect.set_isolation_level = functools.partial(_set_isolation_level, engine, level)
+    dialect.set_isolation_level = functools.partial(_set_isolation_level, ref(engine), level)
 
 
 def _before(
@@ -56,34 +61,45 @@ def _before(
 ) -> tuple[str, Any]:
     share = connection.connection
     if isinstance(share, Share) and share.held.speaker is None:
-        match = _WORDS.match(statement)
-        first, second = (match[1].upper(), match[2].upper()) if match else ("", "")
-        if first in _BEGINNING:
+        if _BEGINS.match(statement):
             # It has begun already. (SQLAlchemy's recipe for SQLite sends BEGIN itself.)
             return "SELECT 1", ()
-        if first in _ENDING and second != "TO":
-            raise IsolationError(
-                f"{first} was sent as a statement, and would end the transaction that the test"
-                " runs in.",
-                "Call commit() or rollback() of the session or the connection instead.",
-            )
-        mysql = connection.dialect.name in {"mysql", "mariadb"}
-        if mysql and first in _COMMITTING and second != "TEMPORARY":
-            raise IsolationError(
-                f"{first} commits implicitly on MariaDB and MySQL, and would end the transaction"
-                " that the test runs in.",
-                'Mark the test @pytest.mark.autosession("recreate"), or write isolate(app,'
-                ' strategy="recreate").',
-            )
-        if not is_write(statement):
+        _refuse(connection, statement)
+        if is_write(statement):
+            share.held.written += 1
+        else:
             share.reads()
     return statement, parameters
 
 
+def _refuse(connection: Connection, statement: str) -> None:
+    if _ENDS.match(statement):
+        raise IsolationError(
+            f"{_named(statement)} was sent as a statement, and would end the transaction that the"
+            " test runs in.",
+            "Call commit() or rollback() of the session or the connection instead.",
+        )
+    if connection.dialect.name in {"mysql", "mariadb"} and _COMMITS.match(statement):
+        raise IsolationError(
+            f"{_named(statement)} commits implicitly on MariaDB and MySQL, and would end the"
+            " transaction that the test runs in.",
+            "Use the strategy 'recreate': @pytest.mark.autosession(\"recreate\"), or isolate(app,"
+            ' strategy="recreate"). If a fixture does it, by create_all() or drop_all(), take that'
+            " out: the tables are made for the tests.",
+        )
+
+
+def _named(statement: str) -> str:
+    return repr(" ".join(statement.split())[:40])
+
+
 def _after(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-    share = connection.connection
+    share, changes = connection.connection, _CHANGES.match(statement)
     if isinstance(share, Share):
-        share.held.check_lost(f"{statement.split(None, 1)[0]!r}")
+        share.held.changed = share.held.changed or changes is not None
+        share.held.check_lost(_named(statement))
+    elif changes:
+        forget_deferred(connection.engine)
 
 
 def _savepoint(
@@ -94,14 +110,14 @@ def _savepoint(
         original(connection, label)
         return
     held = share.held
-    held.check()
+    held.home.check()
     act = {
         "do_savepoint": held.layers.savepoint,
         "do_release_savepoint": held.layers.release,
         "do_rollback_to_savepoint": held.layers.rollback_to,
     }[name]
     if name == "do_savepoint":
-        held.layers.turn(share)
+        share.turn()
     held.speaker = connection
     try:
         act(share, label)
@@ -109,15 +125,28 @@ def _savepoint(
         held.speaker = None
 
 
+def _begin_twophase(original: Callable[..., None], connection: Connection, xid: Any) -> None:
+    if isinstance(connection.connection, Share):
+        raise IsolationError(
+            "A two-phase transaction cannot be begun inside of the transaction that the test runs"
+            " in.",
+            "Use the strategy 'truncate'.",
+        )
+    original(connection, xid)
+
+
 def _set_isolation_level(
-    engine: Engine, original: Callable[[Any, str], None], driver: Any, level: str
+    watched: ref[Engine], original: Callable[[Any, str], None], driver: Any, level: str
 ) -> None:
+    engine: Any = watched()  # weakly: its dialect has this function
     held = getattr(engine.pool, "held", None)
-    if held is not None and held.driver is driver:
+    own = str(engine.get_execution_options().get("isolation_level")).upper().replace("_", " ")
+    if held is None or held.ended or held.driver is not driver:
+        original(driver, level)
+    elif own != level:  # which it has got already
         raise IsolationError(
             f"The isolation level cannot become {level} inside of the transaction that the test"
             " runs in.",
             'Mark the test @pytest.mark.autosession("truncate"), or write isolate(app,'
             ' strategy="truncate").',
         )
-    original(driver, level)

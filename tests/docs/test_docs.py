@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
+import io
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
+import unittest
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,11 @@ from sybil.parsers.rest import DocTestParser
 from sybil.parsers.rest import PythonCodeBlockParser as RestCodeBlockParser
 
 import flask_autosession
-from flask_autosession import ActiveRecord, AutoSession, ConfigError
+from flask_autosession import ActiveRecord, AutoSession, ConfigError, testing
 from flask_autosession import celery as celery_module
 from flask_autosession.config import KEYS, Settings, read_settings
+from flask_autosession.testing.isolation import STRATEGIES
+from flask_autosession.testing.schema import SOURCES
 
 from ..celery.workers import broker
 
@@ -51,33 +53,52 @@ INTEGRATIONS = {
 run_python = PythonEvaluator()
 
 
-def run_block(example: Example) -> None:
-    """Run a block; one with a caption is a file, which the blocks after it import.
+class Suites:
+    """Runs the files of tests of a page, as a reader would: all of them, by pytest or unittest.
 
-    A file of tests is run by pytest, in a process of its own, as a reader would do it.
+    :param run_pytest: Runs files by a pytest of its own.
     """
-    caption = example.region.lexemes.get("options", {}).get("caption")
-    if caption is None:
-        run_python(example)
-        return
-    path = Path(caption)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(example.parsed)
-    compile(example.parsed, caption, "exec")
-    if path.name.startswith("test_"):
-        run_tests(path)
+
+    def __init__(self, run_pytest: Callable[[list[Path]], None]) -> None:
+        self._run_pytest = run_pytest
+        self._waiting: list[Path] = []
+
+    def block(self, example: Example) -> None:
+        """Run a block; one with a caption is a file, which the blocks after it import."""
+        caption = example.region.lexemes.get("options", {}).get("caption")
+        if caption is None and re.search(r"^def test_\w+\(", example.parsed, re.MULTILINE):
+            caption = "test_without_caption.py"  # in the README: GitHub does not know them
+        if caption is None:
+            run_python(example)
+        else:
+            self._write(Path(caption), example.parsed)
+
+    def _write(self, path: Path, code: str) -> None:
+        if path.exists():
+            self.run()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+        compile(code, path, "exec")
+        if path.name.startswith("test_"):
+            self._waiting.append(path)
+
+    def run(self) -> None:
+        """Run those that were written, and not run yet."""
+        if self._waiting:
+            self._run_pytest(self._waiting)
+        for path in self._waiting:
+            if re.search(r"^import unittest$", path.read_text(), re.MULTILINE):
+                run_unittest(path)
+        self._waiting.clear()
 
 
-def run_tests(path: Path) -> None:
-    environ = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", path]
-    result = subprocess.run(
-        command, check=False, env=environ, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+def run_unittest(path: Path) -> None:
+    suite = unittest.defaultTestLoader.loadTestsFromName(path.stem)
+    outcome = unittest.TextTestRunner(io.StringIO()).run(suite)
+    assert outcome.errors + outcome.failures == []
+    assert outcome.testsRun
 
 
-PAGE_PARSER = Sybil(parsers=[CodeBlockParser("python", run_block)], pattern="*.md")
 DOCSTRING_PARSER = Sybil(
     parsers=[RestCodeBlockParser(), DocTestParser()],
     pattern="*.py",
@@ -121,6 +142,25 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, celery_globals: None)
             del sys.modules[name]
 
 
+@pytest.fixture
+def suites(place: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Suites:
+    """What runs a document's files of tests, in this process, with our plugin."""
+    # Other plugins: in the way (pytest-flask pushes contexts, the order is the page's), or slow.
+    off = ("cacheprovider", "flask", "hypothesispytest", "randomly")
+    options = ["-q", "-W", "error", *(f"-pno:{name}" for name in off)]
+
+    def run(paths: list[Path]) -> None:
+        # Not before it is needed: it has modules forgotten that were imported since.
+        pytester: pytest.Pytester = request.getfixturevalue("pytester")
+        monkeypatch.chdir(place)
+        # What would make it a worker of pytest-xdist.
+        for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS"):
+            monkeypatch.delenv(name, raising=False)
+        assert pytester.runpytest_inprocess(*options, *paths).ret == 0
+
+    return Suites(run)
+
+
 def require(code: str) -> None:
     """Skip by name what needs a package or a service that is not there."""
     for name in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
@@ -130,7 +170,7 @@ def require(code: str) -> None:
             broker("redis")
 
 
-def run(document: Document) -> None:
+def run(document: Document, suites: Suites | None = None) -> None:
     # Flask looks for the folder of an application by this name, and falls back to the current one.
     document.namespace["__name__"] = "documented"
     missing = []
@@ -141,17 +181,20 @@ def run(document: Document) -> None:
             missing.append(f"line {example.line}: {skipped}")
         else:
             example.evaluate()
+    if suites is not None:
+        suites.run()
     if missing:
         pytest.skip("all blocks ran but those that need more: " + "; ".join(missing))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_python_block_of_a_page_runs(page: Path, place: Path) -> None:
+def test_every_python_block_of_a_page_runs(page: Path, suites: Suites) -> None:
     """Code that is copied from a page, from its top to its end, works as the page says."""
-    document = PAGE_PARSER.parse(page)
+    parser = CodeBlockParser("python", suites.block)
+    document = Sybil(parsers=[parser], pattern="*.md").parse(page)
     marked = re.findall(r"^ *```(?:python|\{code-block\} python)$", document.text, re.MULTILINE)
     assert len(list(document.examples())) == len(marked)
-    run(document)
+    run(document, suites)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
@@ -220,26 +263,25 @@ def test_the_config_reference_has_a_section_for_each_key() -> None:
 
 
 API = (ROOT / "docs/api.md").read_text()
-CELERY_NAMES = celery_module.__all__
-ENTRIES = re.findall(r"^ *\.\. auto(\w+):: (\w+)$", API, re.MULTILINE)
+PUBLIC = {module.__name__: module.__all__ for module in (flask_autosession, celery_module, testing)}
+ENTRIES = re.findall(r"^ *\.\. auto(\w+):: (\w+)(?:\(\))?$", API, re.MULTILINE)
 
 
 def test_the_api_page_has_every_public_name() -> None:
     """Each name that can be imported from the package is on the page, and no other."""
     kinds = {"class", "exception", "data", "function"}
     top = [name for kind, name in ENTRIES if kind in kinds]
-    assert sorted(top) == sorted([*flask_autosession.__all__, *CELERY_NAMES])
+    assert sorted(top) == sorted(name for names in PUBLIC.values() for name in names)
 
 
 def test_the_api_page_names_where_each_name_is_imported_from() -> None:
-    """What belongs to Celery is looked for in the module that needs it, the rest in the package."""
-    pieces = re.split(r"^\.\. currentmodule:: (\S+)$", API, flags=re.MULTILINE)
+    """What belongs to Celery or to tests is in a module of its own, the rest in the package."""
+    pieces = re.split(r"^\.\. (?:current)?module:: (\S+)$", API, flags=re.MULTILINE)
     for module, piece in zip(pieces[1::2], pieces[2::2], strict=True):
         names = re.findall(
             r"^\.\. auto(?:class|exception|data|function):: (\w+)", piece, re.MULTILINE
         )
-        public = CELERY_NAMES if module == celery_module.__name__ else flask_autosession.__all__
-        assert set(names) <= set(public)
+        assert set(names) <= set(PUBLIC[module])
         assert all(hasattr(sys.modules[module], name) for name in names)
 
 
@@ -265,14 +307,72 @@ def test_the_api_page_says_what_to_do_for_each_error() -> None:
         if inspect.isclass(value) and issubclass(value, Exception)
     ]
     rows = table("api.md", "Error")
-    assert [re.sub(r"^\{exc\}`|`$", "", row[0]) for row in rows] == errors
+    printed = [re.sub(r"^\{exc\}`(~[\w.]+\.)?|`$", "", row[0]) for row in rows]
+    assert printed == [*errors, testing.IsolationError.__name__]
     assert all(len(row) == 3 and all(row) for row in rows)
+
+
+PLUGIN = ast.parse((PACKAGE / "testing" / "plugin.py").read_text())
+
+
+def test_the_api_page_has_every_fixture_of_the_plugin() -> None:
+    """Each fixture that the plugin brings is in the table of the reference, and no other."""
+    fixtures = [
+        node.name
+        for node in PLUGIN.body
+        if isinstance(node, ast.FunctionDef)
+        and "pytest.fixture" in map(ast.unparse, node.decorator_list)
+    ]
+    for page in ("api.md", "testing.md"):
+        assert [row[0].strip("`") for row in table(page, "Fixture")] == fixtures
+
+
+def test_the_api_page_has_every_option_of_the_plugin(pytestconfig: pytest.Config) -> None:
+    """Each option, its default and its values are those that pytest would take."""
+    options: dict[str, str] = {}
+    for node in ast.walk(PLUGIN):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.addini":
+            default = next(keyword.value for keyword in node.keywords if keyword.arg == "default")
+            options[ast.literal_eval(node.args[0])] = ast.literal_eval(default)
+    values = {"autosession_strategy": STRATEGIES, "autosession_schema": SOURCES}
+    for page, header in (("api.md", "Option of pytest"), ("testing.md", "Option")):
+        rows = table(page, header)
+        assert {row[0].strip("`"): row[1].strip("`") for row in rows} == options
+        for row in rows:
+            assert re.findall(r"`(\w+)`", row[2]) == list(values[row[0].strip("`")])
+
+
+def said(node: ast.AST) -> str:
+    """Return what a literal says, with "…" for what differs from case to case."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(said, node.values))
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    return "…" if isinstance(node, ast.FormattedValue) else ""
+
+
+def test_the_guide_explains_every_failure() -> None:
+    """What an IsolationError says can be looked up in the guide, which has no other messages."""
+    nodes = [
+        node
+        for module in (PACKAGE / "testing").glob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+    ]
+    raised = [
+        said(node.args[0])
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "IsolationError"
+    ]
+    explained = tuple(row[0].strip("`").rstrip("…") for row in table("testing.md", "Message"))
+    assert [message for message in raised if message and not message.startswith(explained)] == []
+    everything = [said(node) for node in nodes]
+    assert [row for row in explained if not any(one.startswith(row) for one in everything)] == []
 
 
 def test_every_page_is_in_the_index() -> None:
     """A page can be found from the front page."""
     index = (ROOT / "docs/index.md").read_text()
-    listed = re.findall(r"^(\w+)$", index, re.MULTILINE)
+    listed = re.findall(r"^([\w-]+)$", index, re.MULTILINE)
     assert sorted(listed) == sorted(
         page.stem for page in PAGES if page.parent.name == "docs" and page.stem != "index"
     )

@@ -17,13 +17,18 @@ import pytest
 from tests.world import Database
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "examples" / "quickstart" / "demo.py"
-COMMAND = [sys.executable, "-W", "error", str(DEMO)]
+QUICKSTART = ROOT / "examples" / "quickstart"
+COMMAND = [sys.executable, "-W", "error", str(QUICKSTART / "demo.py")]
+# A pytest with our plugin, and of all the others the one that shuffles.
+PYTEST = "pytest -q -p no:cacheprovider -p flask_autosession -p randomly"
+
+# What neither the examples nor their tests have to call.
+BY_HAND = r"\.(?:commit|rollback|close|remove|dispose|create_all|drop_all)\("
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return an environment in which no FLASK_ variable but the given ones is set."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLASK_")}
+    """Return an environment in which no FLASK_ or PYTEST_ variable but the given ones is set."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "PYTEST_"))}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**inherited, "PYTHONPATH": path, **variables}
 
@@ -209,3 +214,33 @@ def test_help_names_every_option_and_exit_code() -> None:
     assert done.returncode == 0
     assert all(option in done.stdout for option in ("--serve", "--database-uri", "--port"))
     assert "0 if all is as promised, 1 if a row differs, 2 if" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "passed"),
+    [(PYTEST, r"^10 passed in "), ("unittest discover tests", r"^Ran 3 tests in .*\n\nOK$")],
+    ids=["pytest", "unittest"],
+)
+def test_its_own_tests_pass(command: str, passed: str) -> None:
+    """The example's tests pass with pytest, in any order, and with unittest, without a warning."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", *command.split()],
+        cwd=QUICKSTART,
+        env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(passed, done.stdout, re.MULTILINE), done.stdout
+    assert "Warning" not in done.stdout
+
+
+def test_nothing_in_it_ends_a_unit_by_hand() -> None:
+    """Neither the application nor its tests commit, roll back, or clean up behind themselves."""
+    files = [path for name in ("quickstart", "tests") for path in QUICKSTART.glob(f"{name}/*.py")]
+    code = "".join(path.read_text() for path in files)
+    assert "isolate(" in code
+    assert re.findall(BY_HAND, code) == []

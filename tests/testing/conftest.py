@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
+import pymysql
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.dialects.mysql
+import sqlalchemy.dialects.postgresql
 
 from tests.world import Database
+
+# Not for the first time in a run of `pytester`, which forgets what was imported in it.
+IMPORTED = psycopg, pymysql, sqlalchemy.dialects.mysql, sqlalchemy.dialects.postgresql
 
 CONFTEST = """
 import pytest
@@ -85,7 +92,9 @@ class Project:
         run = (
             self.pytester.runpytest_subprocess if subprocess else self.pytester.runpytest_inprocess
         )
-        return run("-p", "no:randomly", "-p", "no:cacheprovider", "-W", "error", *args)
+        # Hypothesis' own would import hypothesis at the end of every run, half of its time.
+        quick = ("-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "no:cacheprovider")
+        return run(*quick, "-W", "error", *args)
 
     @property
     def tables(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from .extensions import db
@@ -14,7 +14,7 @@ class Product(db.Model):
     """Something on the shelf."""
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
     price: Mapped[int]
     """In cents."""
     stock: Mapped[int]
@@ -27,8 +27,8 @@ class Order(db.Model):
     """What somebody has bought: first ``placed``, then ``packed``."""
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    email: Mapped[str]
-    state: Mapped[str] = mapped_column(default="placed")
+    email: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(10), default="placed")
     lines: Mapped[list[OrderLine]] = relationship(back_populates="order")
 
     @property

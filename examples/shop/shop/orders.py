@@ -21,14 +21,15 @@ def place() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Place an order: all of it, or nothing."""
     email, products = read_order()
     order = Order(email=email).save()
-    # Sorted, so that two orders at the same moment never wait for each other in a circle.
+    # Locked, so that orders at the same moment take turns; sorted, so that they never wait for each
+    # other in a circle.
     for name, quantity in sorted(products.items()):
         product = db.first_or_404(
-            select(Product).filter_by(name=name), description=f"There is no {name}."
+            select(Product).filter_by(name=name).with_for_update(),
+            description=f"There is no {name}.",
         )
         OrderLine(order=order, product=product, quantity=quantity, price=product.price).save()
-        # Counted by the database, so that two orders at the same moment add up.
-        product.update(stock=Product.stock - quantity)
+        product.update(stock=product.stock - quantity)
         if product.stock < 0:
             abort(409, f"Only {product.stock + quantity} of {name} left.")
 

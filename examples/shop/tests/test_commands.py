@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from flask.testing import FlaskCliRunner
+from flask import Flask
+from flask.testing import FlaskClient, FlaskCliRunner
+from shop.extensions import db
 
 Stock = Callable[[], dict[str, int]]
 
@@ -62,5 +64,9 @@ def test_a_dry_run_finds_the_bad_line(import_products) -> None:
     assert import_products("name,price,stock", "cola,90", dry=True).exit_code == 1
 
 
-def test_the_tables_can_be_made_again(runner: FlaskCliRunner) -> None:
+@pytest.mark.autosession("recreate")  # it changes the schema
+def test_the_tables_are_made(app: Flask, runner: FlaskCliRunner, client: FlaskClient) -> None:
+    with app.app_context():
+        db.drop_all()
     assert runner.invoke(args=["init-db"]).output == "The tables are there.\n"
+    assert client.get("/products").json == []
