@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 
 from flask_autosession.callsite import caller
 from flask_autosession.exc import IsolationError
+from flask_autosession.statements import is_write
 
 from .binds import engines_of
 from .emptying import empty
@@ -60,6 +61,7 @@ class Real(ABC):
         self.engines: list[Engine] = engines
         self.source: str = source
         self._taken: list[Taken] = []
+        self._written = 0
         self._lock = threading.RLock()
         self._prepared = False
         self._refused = ""
@@ -80,6 +82,7 @@ class Real(ABC):
                 )
         for engine in self.engines:
             event.listen(engine, "checkout", self._checkout)
+            event.listen(engine, "before_cursor_execute", self._execute)
         if not lazy:
             try:
                 self.prepare()
@@ -123,6 +126,10 @@ class Real(ABC):
         self._taken = [taken for taken in self._taken if taken.is_open]
         self._taken.append(Taken(proxy))
 
+    def _execute(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if not real.get() and is_write(statement):
+            self._written += 1
+
     def open_connections(self) -> list[Taken]:
         """Return the connections that were not given back."""
         return [taken for taken in self._taken if taken.is_open]
@@ -131,6 +138,7 @@ class Real(ABC):
         """Undo what was committed."""
         for engine in self.engines:
             event.remove(engine, "checkout", self._checkout)
+            event.remove(engine, "before_cursor_execute", self._execute)
         if self._prepared:
             self.undo()
         return [self._refused] if self._refused else []
@@ -140,8 +148,8 @@ class Real(ABC):
         return []
 
     def written(self) -> int:
-        """Return 0: whatever is written is undone later."""
-        return 0
+        """Return how many statements have written so far."""
+        return self._written
 
     @abstractmethod
     def undo(self) -> None:

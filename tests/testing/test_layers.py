@@ -378,6 +378,14 @@ def test_everything_since_a_mark_goes(
     assert layers.conflicts == []
 
 
+def test_a_mark_of_a_transaction_that_was_lost(connection: FakeConnection, layers: Layers) -> None:
+    """Where a transaction is over before its time, there is nothing to come back to."""
+    mark = layers.mark()
+    begun_again = Layers(connection.execute)
+    begun_again.back_to_mark(mark)
+    assert connection.sent == ["SAVEPOINT autosession_1"]
+
+
 def test_a_rollback_that_goes_below_a_mark_tells(
     connection: FakeConnection, layers: Layers, write: Write
 ) -> None:

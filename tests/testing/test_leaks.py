@@ -14,6 +14,7 @@ from flask import Flask, has_app_context, has_request_context
 from sqlalchemy.orm import Session
 
 from flask_autosession.testing import IsolationError, isolate
+from flask_autosession.testing.leaks import pop_contexts
 
 from ..world import World, thing
 
@@ -148,6 +149,8 @@ def test_a_client_that_keeps_its_context_open(world: World) -> None:
         assert client.get("/").status_code == 200
         assert has_request_context()
         assert world.Thing.query.count() == 1
+        # The plugin looks behind the test's body, when such a block may go on.
+        assert pop_contexts((None, None), clients=False) == []
 
 
 # Sessions

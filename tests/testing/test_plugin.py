@@ -292,8 +292,11 @@ def use(app):
     assert client.get("/things").json == ["a"]
 
 
-@pytest.mark.parametrize("time", range(2))
-def test_at_import(time):
+def test_without_any_fixture():
+    use(at_import)
+
+
+def test_without_any_fixture_again():
     use(at_import)
 
 
@@ -331,8 +334,60 @@ def test_recreate(uri):
 def test_an_application_can_come_from_anywhere(project: Project) -> None:
     """Apps made by a module's import, in a test or by a cache are isolated without any fixture."""
     project.write(test_it=ANYWHERE.format(uri=project.database.uri))
-    project.run().assert_outcomes(passed=14)
+    project.run("-p", "no:flask").assert_outcomes(passed=14)
     assert (project.names, project.tables) == ([], ["thing"])
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_connections_of_a_tests_own_application_are_closed(project: Project) -> None:
+    """However many tests make an app of their own, connections do not pile up."""
+    project.write(
+        "function",
+        test_it="""
+        import pytest
+        import sqlalchemy as sa
+        from conftest import db
+
+        @pytest.mark.parametrize("strategy", [
+            pytest.param(name, marks=pytest.mark.autosession(name))
+            for name in ("rollback", "rollback", "truncate", "truncate")
+        ])
+        def test_it(db_session, strategy):
+            users = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            assert db_session.scalar(sa.text(users)) == 1
+        """,
+    )
+    project.run().assert_outcomes(passed=4)
+
+
+@on_sqlite
+def test_a_factory_may_import_its_models_last(project: Project) -> None:
+    """Tables are there also for models that are declared behind ``auto.init_app(app)``."""
+    project.write(
+        test_it="""
+        import pytest
+        import sqlalchemy as sa
+        from conftest import auto, create_app, db
+
+        def late(name):
+            columns = {"id": sa.Column(sa.Integer, primary_key=True)}
+            return type(name, (db.Model,), {"__tablename__": f"toolkit_{name}", **columns})
+
+        @pytest.mark.parametrize("strategy", [
+            pytest.param(name, marks=pytest.mark.autosession(name))
+            for name in ("rollback", "truncate", "recreate")
+        ])
+        def test_it(strategy):
+            app = create_app()
+            model = late(strategy)
+            with auto.unit(app):
+                model(id=1).save()
+            with app.app_context():
+                assert model.query.count() == 1
+        """
+    )
+    project.run().assert_outcomes(passed=3)
+    assert project.tables == ["thing"]
 
 
 BY_HAND = """

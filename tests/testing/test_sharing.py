@@ -280,11 +280,12 @@ def test_a_listener_that_refuses_a_connection(isolated: World, engine: sa.Engine
     def refuse(*_: object) -> None:
         raise ZeroDivisionError
 
-    sa.event.listen(engine, "checkout", refuse)
-    with pytest.raises(ZeroDivisionError):
-        engine.connect()
-    sa.event.remove(engine, "checkout", refuse)
-    assert names(isolated) == []
+    for _ in range(2):  # the first connection of the test, and one of those behind it
+        sa.event.listen(engine, "checkout", refuse)
+        with pytest.raises(ZeroDivisionError):
+            engine.connect()
+        sa.event.remove(engine, "checkout", refuse)
+        assert names(isolated) == []
 
 
 def test_rows_that_are_fetched_one_by_one(isolated: World, engine: sa.Engine) -> None:
