@@ -932,6 +932,19 @@ def test_a_connection_in_the_place_of_an_engine(world: World) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_session_that_was_replaced_is_refused(world: World) -> None:
+    """Another session in the place of db.session, which ends no units of work, is refused."""
+    with world.app.app_context():
+        own = sa.orm.scoped_session(sa.orm.sessionmaker(world.db.engine))
+    before, world.db.session = world.db.session, own
+    with pytest.raises(IsolationError, match=r"db\.session of 'world' was replaced"):
+        isolate(world.app).__enter__()
+    world.db.session = before
+    with isolate(world.app):
+        assert names(world) == []
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_unknown_strategies_and_schemas(world: World) -> None:
     """A strategy or a schema that is not there is refused, with those that are."""
     with pytest.raises(
