@@ -194,12 +194,7 @@ class Held:
             forget_deferred(self.engine)
         if self._spoilt and self.engine.dialect.name != "sqlite":
             self._connection.invalidate()  # nobody knows what else was done to it
-        try:
-            self._connection.close()
-        except Exception:
-            self._connection.invalidate()
-            self._connection.close()
-            raise
+        self._connection.close()
 
 
 def _is_unknown_savepoint(error: Any) -> bool:

@@ -91,6 +91,7 @@ class Isolation:
         :param lazy: Whether the app is only just being made: its models may not be there yet.
         :raises IsolationError: If the databases cannot be isolated; they are as before then.
         """
+        self.check_session()
         with ExitStack() as undo:
             enter_thread(1)
             undo.callback(enter_thread, -1)
@@ -116,10 +117,10 @@ class Isolation:
         if self._problems:
             raise IsolationError(*self._problems)
 
-    def prepare(self) -> None:
-        """Make the tables, where that was put off.
+    def check_session(self) -> None:
+        """Refuse a session that knows nothing of units of work.
 
-        :raises IsolationError: If rows are there that would be lost, or ``db.session`` is another.
+        :raises IsolationError: If ``db.session`` is one.
         """
         factory = getattr(self._app.extensions["sqlalchemy"].session, "session_factory", None)
         kind = getattr(factory, "class_", None)
@@ -129,6 +130,12 @@ class Isolation:
                 " roll nothing back.",
                 "Remove the fixture that does it: the tests are isolated already.",
             )
+
+    def prepare(self) -> None:
+        """Make the tables, where that was put off.
+
+        :raises IsolationError: If rows are there that would be lost.
+        """
         self._strategy.prepare()
 
     def written(self) -> int:

@@ -62,7 +62,10 @@ class Isolations:
         self._apps: WeakSet[Flask] = WeakSet()
         self._item: pytest.Item | None = None
         self._begun: list[Isolation] = []
+        self._late: list[Isolation] = []
+        """Of apps that are made in the test: their models were not there yet."""
         self._own: list[Flask] = []
+        self._made_in_tests: WeakSet[Flask] = WeakSet()
         worker = os.environ.get("PYTEST_XDIST_WORKER")
         run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")[:8]
         self._databases = None if worker is None else WorkerDatabases(f"_{worker}_{run}")
@@ -120,6 +123,8 @@ class Isolations:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         self._begin(item)
         for isolation in self._begun:
+            isolation.check_session()
+        for isolation in self._late:
             isolation.prepare()
         before = contexts()
         try:
@@ -146,7 +151,8 @@ class Isolations:
         self._apps.add(app)
         if self._item is not None:
             self._own.append(app)
-            self._isolate(app, lazy=True)
+            self._made_in_tests.add(app)
+            self._late.append(self._isolate(app, lazy=True))
 
     def _strategy_of(self, item: pytest.Item) -> str:
         marker = item.get_closest_marker("autosession")
@@ -160,21 +166,25 @@ class Isolations:
     def _begin(self, item: pytest.Item) -> None:
         if self._item is not item:
             self._item = item
+            self._failed.discard(item)
             # The first one that is added is the last one to run: behind all fixtures of the test.
             item.addfinalizer(self._end)
             for app in list(self._apps):
-                self._isolate(app)
+                # Those of earlier tests are most likely just waiting for the garbage collector.
+                self._isolate(app, lazy=app in self._made_in_tests)
 
-    def _isolate(self, app: Flask, *, lazy: bool = False) -> None:
+    def _isolate(self, app: Flask, *, lazy: bool) -> Isolation:
         item = cast(pytest.Item, self._item)
         source = self._config.getini("autosession_schema")
         isolation = Isolation(app, self._strategy_of(item), source)
         isolation.begin(lazy=lazy)
         self._begun.append(isolation)
+        return isolation
 
     def _end(self) -> None:
         failed = self._item in self._failed
         self._item = None
+        self._late.clear()
         problems: list[str] = []
         while self._begun:
             try:

@@ -364,6 +364,7 @@ def test_the_connections_of_a_tests_own_application_are_closed(project: Project)
 def test_a_factory_may_import_its_models_last(project: Project) -> None:
     """Tables are there also for models that are declared behind ``auto.init_app(app)``."""
     project.write(
+        "function",
         test_it="""
         import pytest
         import sqlalchemy as sa
@@ -384,10 +385,17 @@ def test_a_factory_may_import_its_models_last(project: Project) -> None:
                 model(id=1).save()
             with app.app_context():
                 assert model.query.count() == 1
-        """
+
+        @pytest.mark.autosession("truncate")
+        def test_another_process_comes_first(app):
+            there = sa.create_engine(app.config["SQLALCHEMY_DATABASE_URI"], poolclass=sa.NullPool)
+            with there.begin() as connection:
+                connection.exec_driver_sql("INSERT INTO toolkit_thing (name) VALUES ('a')")
+            assert app.test_client().get("/things").json == ["a"]
+        """,
     )
-    project.run().assert_outcomes(passed=3)
-    assert project.tables == ["thing"]
+    project.run().assert_outcomes(passed=4)
+    assert (project.names, project.tables) == ([], ["thing"])
 
 
 BY_HAND = """
@@ -517,6 +525,26 @@ def test_what_a_test_leaves_fails_it_and_is_taken_away(project: Project) -> None
 
 
 @on_sqlite
+def test_what_is_left_in_two_apps_is_told(project: Project) -> None:
+    """A test that leaves something in each of two applications is told of both."""
+    project.write(
+        test_it="""
+        from conftest import create_app, db
+
+        kept = []
+
+        def test_it(app, tmp_path):
+            for each in app, create_app(f"sqlite:///{tmp_path}/other.db"):
+                with each.app_context():
+                    kept.append(db.engine.connect())
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*a connection that was taken at *"] * 2)
+
+
+@on_sqlite
 def test_a_client_may_keep_its_context(project: Project) -> None:
     """A fixture's ``with app.test_client()`` keeps the last request's context, which is no leak."""
     project.write(
@@ -571,8 +599,9 @@ def test_a_wide_fixture_that_a_test_sets_up_is_told(project: Project) -> None:
             with auto.unit(app):
                 return Thing.query.count()
 
-        def test_no_rows(request):
-            assert request.getfixturevalue("no_rows") == 0
+        def test_no_rows(client, request):
+            client.post("/things/a")
+            assert request.getfixturevalue("no_rows") == 1
 
         def test_rows(request):
             request.getfixturevalue("rows")

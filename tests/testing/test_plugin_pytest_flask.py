@@ -100,13 +100,17 @@ def test_what_is_left_inside_of_its_context(project: Project) -> None:
         def test_request(app):
             app.test_request_context("/left").push()
 
+        def test_fails(app):
+            app.test_request_context("/left").push()
+            assert False
+
         def test_after(client):
             assert request.path == "/"
             assert client.get("/things").json == []
         """,
     )
     result = project.run()
-    result.assert_outcomes(failed=2, passed=1)
+    result.assert_outcomes(failed=3, passed=1)
     for left in "an app context of 'project'", "a request context (GET /left)":
         result.stdout.fnmatch_lines([f"*The test has left behind: {left}*"])
 

@@ -163,10 +163,9 @@ def test_a_swallowed_error_dooms_the_request(isolated: World, caplog: Caplog) ->
     assert "work was thrown away: IntegrityError" in caplog.text
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 def test_a_deferred_constraint_is_checked_when_the_request_ends(database: Database) -> None:
     """A foreign key that COMMIT checks fails the request, though no COMMIT is sent."""
-    if database.kind == "mariadb":
-        pytest.skip("MariaDB knows no deferred constraints")
     world = World(database)
     with world.app.app_context():
         _foreign_keys(world.db.engine)
