@@ -149,8 +149,9 @@ class Isolation:
             connection.close()
         if left and not self._failed:
             self._problems.append(left_behind(left))
-        if not self._failed:  # it may well be why
-            self._problems.extend(self._strategy.refusals())
+        refusals = self._strategy.refusals()
+        if not self._failed:  # they may well be why
+            self._problems.extend(refusals)
 
     def _end_strategy(self) -> None:
         self._problems.extend(self._strategy.end())

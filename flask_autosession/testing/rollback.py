@@ -42,6 +42,8 @@ class Database:
         """
         watch(engine)
         self._unprepared.append(prepare)
+        if not self._pools:
+            self.home = Home()
         pools = self._pools.setdefault(engine, [])
         pools.append(engine.pool)
         if len(pools) == 1:

@@ -114,7 +114,9 @@ def project(
     pytester: pytest.Pytester, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Project]:
     """A project on one database of each kind. What it leaves in the database fails the test."""
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS"):
+    # The last one is set for good by Flask's commands, and keeps live servers from starting.
+    ours = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS")
+    for name in (*ours, "FLASK_RUN_FROM_CLI"):
         monkeypatch.delenv(name, raising=False)
     before = set(sa.inspect(database.engine).get_table_names())
     yield Project(pytester, database)
