@@ -119,8 +119,11 @@ def pop_contexts(until: Contexts, *, clients: bool = True) -> list[str]:
             if not clients and "werkzeug.debug.preserve_context" in request.environ:
                 break
             name = f"a request context ({request_name()})"
-            if not hasattr(context, "request"):  # before Flask 3.2 there are two of them
-                context = cast(Any, flask_globals.request_ctx)._get_current_object()
+            # Before Flask 3.2 there are two of them.
+            both = hasattr(context, "request")
+            context = (
+                context if both else cast(Any, flask_globals.request_ctx)._get_current_object()
+            )
         found.append(name)
         before = contexts()
         with suppress(Exception):
