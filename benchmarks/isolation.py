@@ -23,7 +23,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_autosession import AutoSession
-from flask_autosession.testing import isolate
+from flask_autosession.testing import isolate, schema
 
 SERVERS = {
     "postgresql": "postgresql+psycopg://postgres@127.0.0.1:5432/postgres",
@@ -72,7 +72,8 @@ def database(kind: str) -> Iterator[str]:
         try:
             yield url.set(database=name).render_as_string(hide_password=False)
         finally:
-            connection.exec_driver_sql(f"DROP DATABASE {name}")
+            force = " WITH (FORCE)" if kind == "postgresql" else ""
+            connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
 
 
 def make_app(uri: str, tables: int) -> tuple[Flask, SQLAlchemy, Any]:
@@ -142,6 +143,7 @@ def ways(uri: str, tables: int) -> Iterator[dict[str, Way]]:
             db.drop_all()
             db.engine.dispose()
         engine.dispose()
+        schema.forget()
 
 
 def measure(kind: str, uri: str, tables: int, rounds: int, times: int) -> Result:

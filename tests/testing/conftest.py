@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import sqlalchemy.dialects.mysql
 import sqlalchemy.dialects.postgresql
 
+from flask_autosession.testing import schema
 from tests.world import Database
 
 # Not for the first time in a run of `pytester`, which forgets what was imported in it.
@@ -118,6 +119,7 @@ def project(
     ours = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS")
     for name in (*ours, "FLASK_RUN_FROM_CLI"):
         monkeypatch.delenv(name, raising=False)
+    schema.forget(drop=False)  # what other tests of this process have taught it of the database
     before = set(sa.inspect(database.engine).get_table_names())
     yield Project(pytester, database)
     left = set(sa.inspect(database.engine).get_table_names()) - before
