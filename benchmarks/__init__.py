@@ -1,0 +1,1 @@
+"""What Flask-AutoSession costs. ``tox run -e bench`` runs all of it."""
