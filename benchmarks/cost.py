@@ -70,6 +70,9 @@ def take_instructions(blocks: list[Block], rounds: int) -> None:
     """Run the blocks under callgrind; what they have cost is counted there."""
     for block in blocks:
         block.warm_up()
+    # What the applications themselves hold is not to be gone through in the middle of a block.
+    gc.collect()
+    gc.freeze()
     counting.switch_on()
     for _ in range(rounds):
         for block in blocks:

@@ -109,18 +109,18 @@ def begin(scope: Scope, root: click.Context) -> None:
     :param root: The outermost context of the command line.
     """
     scope.end_cleanly("a command begins inside of this context")
-    frame = Frame(lambda: f"command {root.info_name}", Phase.COMMAND, request=root)
-    scope.frames.append(frame)
+    frame = Frame(lambda: f"command {root.info_name}", Phase.COMMAND, root, scope.frame)
+    scope.frame = frame
     root.with_resource(_until_closed(functools.partial(_end_command, scope, frame)))
 
 
 def _end_command(scope: Scope, frame: Frame, error: BaseException | None) -> None:
     # Flask 3.0 leaves the frame of a stream that nobody has read to its end.
-    del scope.frames[scope.frames.index(frame) + 1 :]
+    scope.frame = frame
     try:
         _end(scope, error, last=False)
     finally:
-        scope.frames.pop()
+        scope.leave(frame)
 
 
 def adopt(scope: Scope, root: click.Context) -> None:

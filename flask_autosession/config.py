@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from werkzeug.exceptions import HTTPException
+
 from .exc import ConfigError
 
 PREFIX: str = "AUTOSESSION_"
@@ -28,6 +30,13 @@ class Settings:
     explicit_commit: str = "warn"
     commit_contexts: bool = True
     sqlite_begin: str = "on_write"
+
+    def is_control_flow(self, error: BaseException) -> bool:
+        """Whether an exception stands for a response that says success: abort(redirect(...))."""
+        if not isinstance(error, HTTPException):
+            return False
+        status = error.code if error.response is None else error.response.status_code
+        return status is not None and status < self.rollback_from_status
 
 
 @dataclass(frozen=True)

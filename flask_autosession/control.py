@@ -121,7 +121,7 @@ class Control(ABC):
             try:
                 yield
             except BaseException as error:
-                if exits_cleanly(error) or scope.is_control_flow(error):
+                if exits_cleanly(error) or scope.settings.is_control_flow(error):
                     scope.end_cleanly(f"the unit was left by {type(error).__name__}", last=True)
                 else:
                     scope.raised(error)

@@ -10,6 +10,28 @@ from sqlalchemy.engine import Connection
 _IN_ERROR = 3
 
 
+def info_of(proxy: Any) -> dict[Any, Any]:
+    """Return the dictionary that a driver's connection carries with it.
+
+    :param proxy: What a pool hands out for a connection.
+    :return: A dictionary of nobody's while an engine makes its very first connection.
+    """
+    try:
+        info: dict[Any, Any] = proxy.info
+    except NotImplementedError:
+        return {}
+    return info
+
+
+def tells_of_aborts(connection: Connection) -> bool:
+    """Tell whether the driver knows what :func:`is_aborted` asks for.
+
+    :param connection: A connection that was just taken from its pool.
+    """
+    info = getattr(connection.connection.driver_connection, "info", None)
+    return hasattr(info, "transaction_status")
+
+
 def is_aborted(connection: Connection) -> bool:
     """Tell whether a statement has failed that spoils the whole transaction.
 
@@ -31,10 +53,7 @@ def commits_by_itself(connection: Connection) -> bool:
     ``create_engine(isolation_level=...)`` can be read from nowhere; its effect can.
 
     :param connection: A connection that was just taken from its pool.
-    :return: True if so. SQLite gets real transactions of its own, and is never counted.
     """
-    if connection.dialect.name == "sqlite":
-        return False
     driver: Any = connection.connection.driver_connection
     ask = getattr(driver, "get_autocommit", None)
     return bool(ask()) if callable(ask) else getattr(driver, "autocommit", None) is True

@@ -1,84 +1,129 @@
-"""Follows what happens on the connections of sessions: statements that write or fail, commits."""
+"""Follows what happens on the connections of sessions: statements that write or fail, commits.
+
+All of it hangs on the dialect of an engine. As soon as somebody listens to an engine itself,
+SQLAlchemy prepares every event of every connection and statement, which costs more than the rest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakSet, ref
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine, ExceptionContext
+from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext
 
 from . import sqlite
-from .drivers import commits_by_itself
-from .exc import ConfigError
+from .drivers import commits_by_itself, info_of, tells_of_aborts
+from .exc import AutoSessionError, ConfigError
 from .scope import Scope
 from .statements import is_write
 
+_SCOPE = "flask_autosession.scope"
+"""The attribute of a connection that holds the scope it works for."""
+_CONNECTION = "flask_autosession.connection"
+"""What leads from a driver's connection to the one of SQLAlchemy that has it now."""
+
+
+def _nobody() -> None:
+    pass
+
+
+_NOWHERE = _nobody, _nobody
+
 
 class Engines:
-    """Which connection works for which scope.
+    """The engines that are followed.
 
-    Connections that no session uses are not followed: they are the application's own.
+    Connections that no session uses are left alone: they are the application's own.
     """
 
     def __init__(self) -> None:
-        # Weak on both sides: a scope knows its connections, and each would keep the other.
-        self._scopes: WeakKeyDictionary[Connection, ReferenceType[Scope]] = WeakKeyDictionary()
-        self._known: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
+        self._known: WeakSet[Engine] = WeakSet()
+        self._followed: WeakSet[Dialect] = WeakSet()
 
     def attach(self, engine: Engine, scope: Scope) -> None:
-        """Listen to an engine, once.
+        """Follow an engine, once.
 
         :param engine: One of the engines that a scope's session may use.
         :param scope: The scope.
         :raises ConfigError: If the engine commits every statement by itself.
         """
-        if engine not in self._known:
-            refuse_autocommit(engine.get_execution_options(), str(engine.url))
-            self._known[engine] = True
-            event.listen(engine, "before_cursor_execute", self._before_cursor_execute)
-            event.listen(engine, "handle_error", self._handle_error)
-            event.listen(engine, "commit", self._commit)
+        if engine in self._known:
+            return
+        refuse_autocommit(engine.get_execution_options(), str(engine.url))
+        self._known.add(engine)
+        if engine.dialect not in self._followed:  # engine.execution_options() shares it
+            self._followed.add(engine.dialect)
+            begin = None
             if engine.dialect.name == "sqlite":
-                sqlite.attach(engine, scope.settings.sqlite_begin)
+                begin = sqlite.attach(engine, scope.settings.sqlite_begin)
+            _follow(engine, begin)
 
     def adopt(self, connection: Connection, scope: Scope) -> None:
         """Note that a connection works for a scope's current unit from now on."""
         self.attach(connection.engine, scope)
-        if connection not in scope.unit.connections:
-            self._scopes[connection] = ref(scope)
-            scope.unit.connections.append(connection)
-            if commits_by_itself(connection):
-                try:
-                    refuse_autocommit({"isolation_level": "AUTOCOMMIT"}, str(connection.engine.url))
-                except ConfigError as error:
-                    scope.statement_failed(error, "")  # the session has the connection already
-                    raise
+        unit, known = scope.unit, ref(scope)  # weakly: a scope knows its connections
+        if connection in unit.connections:
+            return
+        unit.connections.append(connection)
+        vars(connection)[_SCOPE] = known
+        proxy = connection.connection
+        info_of(proxy)[_CONNECTION] = ref(proxy), ref(connection)
+        if connection.dialect.name == "sqlite":
+            return  # which gets real transactions of its own
+        if tells_of_aborts(connection):
+            unit.telling.append(connection)
+        if commits_by_itself(connection):
+            try:
+                refuse_autocommit({"isolation_level": "AUTOCOMMIT"}, str(connection.engine.url))
+            except ConfigError as error:
+                scope.statement_failed(error, "")  # the session has the connection already
+                raise
 
-    def _scope(self, connection: Connection | None) -> Scope | None:
-        found = None if connection is None else self._scopes.get(connection)
-        scope = None if found is None else found()
-        # A connection that was handed to the session from outside goes on without it.
-        return scope if scope is not None and connection in scope.unit.connections else None
 
-    def _before_cursor_execute(
-        self, connection: Connection, cursor: Any, statement: str, *_: Any
-    ) -> None:
-        scope = self._scope(connection)
-        if scope is not None and is_write(statement):
-            scope.refuse_doomed(scope.unit.failure)
-            scope.unit.wrote = True
+def _follow(engine: Engine, begin: Callable[[Connection, Any], None] | None) -> None:
+    def before(cursor: Any, statement: str, *context: Any) -> None:
+        if is_write(statement):
+            connection: Connection = context[-1].root_connection
+            scope = _scope_of(connection)
+            if scope is not None:
+                scope.refuse_doomed(scope.unit.failure)
+                scope.unit.wrote = True
+            if begin is not None:
+                begin(connection, cursor)
 
-    def _handle_error(self, context: ExceptionContext) -> None:
-        scope = self._scope(context.connection)
-        if scope is not None:
-            error = context.sqlalchemy_exception or context.original_exception
-            scope.statement_failed(error, context.statement or "")
+    # In front of the application's own listeners, one of which may run the statement itself.
+    for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+        event.listen(engine, name, before, insert=True)
+    event.listen(engine, "handle_error", _handle_error)
+    dialect: Any = engine.dialect
+    dialect.do_commit = partial(_commit, dialect.do_commit)
 
-    def _commit(self, connection: Connection) -> None:
-        scope = self._scope(connection)
-        if scope is not None:
-            scope.commit_sent(connection)
+
+def _scope_of(connection: Connection | None) -> Scope | None:
+    known: ref[Scope] | None = None if connection is None else vars(connection).get(_SCOPE)
+    scope = None if known is None else known()
+    # A connection that was handed to the session from outside goes on without it.
+    return scope if scope is not None and connection in scope.unit.connections else None
+
+
+def _handle_error(context: ExceptionContext) -> None:
+    scope = _scope_of(context.connection)
+    error = context.sqlalchemy_exception or context.original_exception
+    if scope is not None and not isinstance(error, AutoSessionError):
+        scope.statement_failed(error, context.statement or "")
+
+
+def _commit(commit: Callable[[Any], None], proxy: Any) -> None:
+    # The last place before COMMIT is sent, which a listener for before_commit comes in front of.
+    working, found = info_of(proxy).get(_CONNECTION, _NOWHERE)
+    connection: Connection | None = found() if working() is proxy else None
+    scope = _scope_of(connection)
+    if connection is not None and scope is not None:
+        scope.commit_sent(connection)
+    commit(proxy)
 
 
 def refuse_autocommit(options: Any, database: str) -> None:

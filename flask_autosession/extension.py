@@ -13,9 +13,9 @@ from sqlalchemy import URL
 from sqlalchemy.orm import scoped_session
 
 from .cli import current_command, enter_shell
-from .config import Settings, read_settings
-from .contexts import scope_of_context
+from .config import read_settings
 from .control import Control
+from .current import app_contexts, scope_in
 from .engines import Engines, refuse_autocommit
 from .exc import ConfigError, NoUnitError
 from .lifecycle import Lifecycle
@@ -23,7 +23,7 @@ from .model import swap_in
 from .registry import wrap_session
 from .scope import Scope
 from .session import UnitSession
-from .state import Phase
+from .state import REQUEST
 
 Rule = Callable[[Response], bool]
 
@@ -83,9 +83,12 @@ class AutoSession(Control):
         app.extensions["autosession"] = self
         app.shell_context_processor(self._shell_context)
         if settings.enabled:
-            lifecycle = Lifecycle(app, settings, functools.partial(self._success, settings))
+            lifecycle = Lifecycle(
+                app, settings, functools.partial(self._success, settings.rollback_from_status)
+            )
             self._lifecycles[app] = lifecycle
             lifecycle.install()
+            _remove_teardown(app, self.db)
         for tell in initialised:
             tell(app)
 
@@ -122,23 +125,24 @@ class AutoSession(Control):
             enter_shell(scope)
         return {"auto": self, "db": self.db}
 
-    def _success(self, settings: Settings, response: Response) -> bool:
+    def _success(self, from_status: int, response: Response) -> bool:
         if self._rule is not None:
             return bool(self._rule(response))
-        return response.status_code < settings.rollback_from_status
+        return response.status_code < from_status
 
     def _scope(self) -> Scope | None:
-        if not has_app_context():
+        context = app_contexts.get(None)
+        if context is None:
             return None
-        scope = scope_of_context()
-        if scope is not None and scope.frame.phase is Phase.REQUEST:
+        scope = scope_in(context)
+        if scope is not None and scope.frame.phase is REQUEST:
             return scope
-        app: Flask = cast(Any, current_app)._get_current_object()
-        lifecycle = self._lifecycles.get(app)
+        lifecycle = self._lifecycles.get(context.app)
         if lifecycle is None:
             return None
         scope = lifecycle.scope()
-        lifecycle.arrive(scope)
+        if scope.frame.phase is not REQUEST:
+            lifecycle.arrive(scope)
         return scope
 
     def _default_app(self) -> Flask:
@@ -192,6 +196,17 @@ class AutoSession(Control):
             raise ConfigError("auto.commit_when has a rule already; write one rule for both.")
         self._rule = rule
         return rule
+
+
+def _remove_teardown(app: Flask, db: SQLAlchemy) -> None:
+    # The context's own end removes the session, whatever becomes of the functions in this list.
+    functions = app.teardown_appcontext_funcs
+    functions[:] = (
+        function
+        for function in functions
+        if getattr(function, "__self__", None) is not db
+        or not function.__module__.startswith("flask_sqlalchemy.")
+    )
 
 
 def _check_engine_options(app: Flask) -> None:

@@ -1,38 +1,33 @@
 """Ties units of work to the life of requests and app contexts.
 
 Flask offers no signal or function that stands where a unit must end (see docs/lifecycle), so the
-methods that Flask itself calls are wrapped, on the application object and by their public names.
-Flask 3.2 passes the context to them as an argument in front, Flask 3.1 does not: arguments are
-handed through as they come.
+methods that Flask itself calls are wrapped. Flask 3.2 passes the context to them as an argument in
+front, Flask 3.1 does not: arguments are handed through as they come.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from threading import get_ident
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from flask import Flask, Response, current_app, has_app_context, has_request_context
+from flask import Flask, Response, current_app
 from werkzeug.exceptions import InternalServerError
 
-from .body import Body, Progress
 from .config import Settings
-from .contexts import (
-    ContextHooks,
-    is_shared,
-    request_name,
-    scope_of_context,
-    stands_alone,
-)
+from .contexts import ContextHooks
+from .current import app_contexts, current_request, current_scope, request_name, scope_in
+from .origins import is_shared, serving, stands_alone
 from .scope import Scope
 from .state import Frame, Phase
-from .streams import current_request
+from .streams import follow, read_here
+from .wrapping import Wrapped
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
-
 
 lifecycles: WeakKeyDictionary[Flask, Lifecycle] = WeakKeyDictionary()
 """What ties each application that has an AutoSession; for :mod:`flask_autosession.testing`."""
@@ -49,6 +44,7 @@ class Lifecycle(ContextHooks):
     def __init__(self, app: Flask, settings: Settings, success: Callable[[Response], bool]) -> None:
         super().__init__(app, settings)
         self._success = success
+        self._served = False
 
     def install(self) -> None:
         """Wrap the application's methods."""
@@ -58,95 +54,104 @@ class Lifecycle(ContextHooks):
             self.app_context,
             self.request_context,
             self.full_dispatch_request,
-            self.preprocess_request,
-            self.dispatch_request,
             self.process_response,
             self.handle_user_exception,
             self.handle_exception,
             self.do_teardown_request,
             self.do_teardown_appcontext,
         ):
-            self._wrap(wrapper)
+            self.wrap(wrapper)
         commands = cast(Any, self.app.cli)
         commands.invoke = functools.partial(self.invoke_command, commands.invoke)
 
-    def _wrap(self, wrapper: Callable[..., Any]) -> None:
-        name = wrapper.__name__
-        original = getattr(self.app, name)
-        wrapped = functools.update_wrapper(functools.partial(wrapper, original), original)
-        setattr(self.app, name, wrapped)
-
-    def _outer(self) -> Scope | None:
-        return scope_of_context() if has_app_context() and current_app == self.app else None
-
-    # Entering
-
-    def wsgi_app(self, original: Any, *args: Any) -> Any:
+    def wsgi_app(self, original: Wrapped) -> Wrapped:
         """Commit what an outer app context has done, so that the request sees it."""
-        if getattr(self.app.handle_exception, "func", None) != self.handle_exception:
-            # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
-            self._wrap(self.handle_exception)
-        outer = self._outer()
+
+        def wsgi_app(*args: Any) -> Any:
+            if app_contexts.get(None) is not None:
+                return self._serve_inside(original, args)
+            serving.add(get_ident())
+            try:
+                return original(*args)
+            except BaseException:
+                serving.discard(get_ident())  # there may have been no context
+                raise
+
+        return wsgi_app
+
+    def _serve_inside(self, original: Wrapped, args: tuple[Any, ...]) -> Any:
+        outer = current_scope() if current_app == self.app else None
         if outer is not None and not stands_alone(outer):
             # A request made by a view, whose own unit is not over: neither may end the other's.
             with self.app.app_context():
-                return _read_here(original(*args))
+                return read_here(original(*args), is_shared)
         if outer is not None:
             outer.end_cleanly("a request begins inside of this context")
         return original(*args)
 
-    # The request
-
-    def full_dispatch_request(self, original: Any, *args: Any) -> Response:
+    def full_dispatch_request(self, original: Wrapped) -> Wrapped:
         """Dispatch the request, and end its unit of work when all but the sending is done."""
-        app = cast(Any, self.app)
-        with self._running() as scope:
+
+        def full_dispatch_request(*args: Any) -> Response:
+            if not self._served:
+                self._served = True
+                # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
+                self.put_in_front(self.handle_user_exception, self.handle_exception)
+            context = app_contexts.get()
+            if getattr(context, "autosession", None) is None:
+                context.autosession = True
+            else:
+                self._enter(current_request())
             try:
                 response: Response = original(*args)
-                if not scope.frame.errored:
-                    self._conclude(scope, response)
-            except Exception as error:
+                if context.autosession is not True or type(response.response) is not list:
+                    return self._decide(response)
+            except BaseException as error:
+                scope = self.scope()
                 if error is not scope.frame.refused:
+                    scope.raised(error)
+                    _end_dispatch(scope.frame)
                     raise
                 # As if the view had raised it: first the handlers of the application are asked.
-                answer = app.handle_user_exception(*args, error)
-                response = app.finalize_request(*args, answer)
-            return self._concluded(scope, response)
+                return self._answer(scope, self._ask_handlers, *args, error)
+            # Nothing is to be ended, and nothing will be made behind the response.
+            context.autosession = False
+            return response
 
-    @contextmanager
-    def _running(self) -> Generator[Scope]:
-        scope, current = self.scope(), current_request()
-        if scope.frame.request is not current:
-            scope.frames.append(Frame(request_name, Phase.REQUEST, request=current))
-        frame = scope.frame
-        frame.phase, frame.status, frame.running = Phase.REQUEST, None, True
-        scope.frame.body = None
+        return full_dispatch_request
+
+    def _decide(self, response: Response) -> Response:
+        scope = self.scope()
+        if scope.frame.errored:
+            response = self._concluded(scope, response)
+        else:
+            self._conclude(scope, response)
+        _end_dispatch(scope.frame)
+        return response
+
+    def _ask_handlers(self, *args: Any) -> Any:
+        app = cast(Any, self.app)
+        return app.finalize_request(*args[:-1], app.handle_user_exception(*args))
+
+    def _answer(self, scope: Scope, handler: Wrapped, *args: Any) -> Response:
         try:
-            yield scope
+            return self._concluded(scope, handler(*args))
         except BaseException as error:
             scope.raised(error)
             raise
         finally:
-            frame.running = False
-            if frame.body is not None:
-                frame.phase = frame.behind
+            _end_dispatch(scope.frame)
 
-    def preprocess_request(self, original: Any, *args: Any) -> Any:
-        """Run the functions that come before the view; one of them may answer in its place."""
-        return self._dispatched(original, *args)
+    def _enter(self, current: object) -> Scope:
+        scope = self.scope()
+        if scope.frame.request is not current:
+            scope.frame = Frame(request_name, Phase.REQUEST, current, outer=scope.frame)
+        frame = scope.frame
+        frame.phase, frame.status, frame.running = Phase.REQUEST, None, True
+        frame.body, frame.shared = None, is_shared()
+        return scope
 
-    def dispatch_request(self, original: Any, *args: Any) -> Any:
-        """Run the view."""
-        return self._dispatched(original, *args)
-
-    def _dispatched(self, original: Any, *args: Any) -> Any:
-        try:
-            return original(*args)
-        except BaseException as error:
-            self._roll_back(error)
-            raise
-
-    def process_response(self, original: Any, *args: Any) -> Response:
+    def process_response(self, original: Wrapped) -> Wrapped:
         """Run the after_request functions between a flush and, if it comes to that, the rollback.
 
         The flush is the end of dispatch: what fails in it is the view's own doing, and a
@@ -154,37 +159,41 @@ class Lifecycle(ContextHooks):
         rolled back at once, so that nothing that receives request_finished can commit it; success
         has to wait for those receivers, because one of them may still raise.
         """
-        scope, before = self.scope(), next(arg for arg in args if isinstance(arg, Response))
-        dispatched = scope.frame.running and scope.frame.request is current_request()
-        if dispatched and not scope.frame.errored and self._success(before):
-            with self._refusing(scope, before):
-                scope.flush()
-        response: Response = original(*args)
-        if dispatched and not self._success(response):
-            self._conclude(scope, response)
-        return response
 
-    @contextmanager
-    def _refusing(self, scope: Scope, response: Response) -> Generator[None]:
-        try:
-            yield
-        except Exception as error:
-            scope.frame.refused = error
-            scope.raised(error)
-            with suppress(Exception):
-                response.close()  # as a server does with what it does not send
-            raise
+        def process_response(*args: Any) -> Response:
+            context = app_contexts.get()
+            if getattr(context, "autosession", None) is not True:
+                self._flush(scope_in(context), args)
+            response: Response = original(*args)
+            if getattr(context, "autosession", None) is not True:
+                # Touched by now: an after_request function may have been the first to do it.
+                self._roll_back_failure(scope_in(context), response)
+            return response
+
+        return process_response
+
+    def _flush(self, scope: Scope | None, args: tuple[Any, ...]) -> None:
+        if scope is None or not _is_dispatched(scope) or scope.frame.errored:
+            return
+        response = next(arg for arg in args if isinstance(arg, Response))
+        if self._success(response):
+            try:
+                scope.flush()
+            except Exception as error:
+                _refuse(scope, response, error)
+                raise
 
     def _conclude(self, scope: Scope, response: Response) -> None:
         frame, success = scope.frame, self._success(response)
         frame.status = response.status_code
         phase = frame.phase
-        with self._refusing(scope, response):
-            scope.conclude(success, last=not is_shared())
-        if phase is not Phase.DECIDED and response.is_streamed and not response.direct_passthrough:
-            frame.body = Progress()
-            response.response = Body(response.response, frame.body)
-            frame.behind = Phase.STREAM if success and phase is Phase.REQUEST else Phase.DECIDED
+        try:
+            scope.conclude(success, last=not frame.shared)
+        except Exception as error:
+            _refuse(scope, response, error)
+            raise
+        if phase is not Phase.DECIDED and type(response.response) is not list:
+            follow(frame, response, success=success and phase is Phase.REQUEST)
 
     def _concluded(self, scope: Scope, response: Response) -> Response:
         try:
@@ -195,28 +204,47 @@ class Lifecycle(ContextHooks):
             return self.app.make_response(InternalServerError().get_response())
         return response
 
-    def handle_user_exception(self, original: Any, *args: Any) -> Any:
-        """Roll back what was raised past the view, by a receiver of request_started for example."""
-        self._roll_back(*args)
-        return original(*args)
+    def _roll_back_failure(self, scope: Scope | None, response: Response) -> None:
+        if scope is not None and _is_dispatched(scope) and not self._success(response):
+            self._conclude(scope, response)
 
-    def handle_exception(self, original: Any, *args: Any) -> Response:
-        """Let the handler for 500 answer; its own work is a unit of work as well."""
-        with self._running() as scope:
+    def handle_user_exception(self, original: Wrapped) -> Wrapped:
+        """Roll back at once what has raised, before any error handler runs."""
+
+        def handle_user_exception(*args: Any) -> Any:
             self._roll_back(*args)
-            return self._concluded(scope, original(*args))
+            return original(*args)
+
+        return handle_user_exception
+
+    def handle_exception(self, original: Wrapped) -> Wrapped:
+        """Let the handler for 500 answer; its own work is a unit of work as well."""
+
+        def handle_exception(*args: Any) -> Response:
+            scope = self._enter(current_request())
+            self._roll_back(*args)
+            return self._answer(scope, original, *args)
+
+        return handle_exception
 
     def _roll_back(self, *args: Any) -> None:
         scope, error = self.scope(), next(arg for arg in args if isinstance(arg, BaseException))
-        if not scope.is_control_flow(error):
+        if not scope.settings.is_control_flow(error):
             scope.raised(error)
 
 
-def _read_here(body: Any) -> Any:
-    # Flask 3.0 keeps a request's context until its stream is read: here, or in another app context.
-    if not has_request_context() or not is_shared():
-        return body
-    try:
-        return list(body)
-    finally:
-        body.close()
+def _refuse(scope: Scope, response: Response, error: Exception) -> None:
+    scope.frame.refused = error
+    scope.raised(error)
+    with suppress(Exception):
+        response.close()  # as a server does with what it does not send
+
+
+def _is_dispatched(scope: Scope) -> bool:
+    return scope.frame.running and scope.frame.request is current_request()
+
+
+def _end_dispatch(frame: Frame) -> None:
+    frame.running = False
+    if frame.body is not None:
+        frame.phase = frame.behind

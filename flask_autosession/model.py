@@ -149,18 +149,17 @@ class _Swapped:
 
     def __init__(self, base: type[object], name: str) -> None:
         self._base, self._name = base, name
+        self._own = vars(ActiveRecord)[name]
 
     def __get__(self, obj: object | None, owner: type[object]) -> Any:
-        behind = super(self._base, owner if obj is None else obj)
-        if hasattr(behind, self._name):
-            return getattr(behind, self._name)
-        return vars(ActiveRecord)[self._name].__get__(obj, owner)
+        behind = getattr(super(self._base, owner if obj is None else obj), self._name, None)
+        return self._own.__get__(obj, owner) if behind is None else behind
 
 
-def _session(cls: type[ActiveRecord]) -> sa_orm.scoped_session[Any]:
+def _session(cls: type[ActiveRecord]) -> sa_orm.Session:
     if not hasattr(cls, "__fsa__"):
         raise RuntimeError(f"{cls.__name__} has no session: derive the model from db.Model.")
-    return cls.__fsa__.session
+    return cls.__fsa__.session()
 
 
 def _check(cls: type[ActiveRecord], method: str, names: Iterable[str], usable: _Rule) -> None:

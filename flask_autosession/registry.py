@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
+from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import ScopedRegistry
 
@@ -45,9 +47,11 @@ class UnitRegistry(ScopedRegistry[Session]):
         scope = self._scope()
         if scope is None:
             return self._plain()
-        if scope.session is None:
-            self.set(self.createfunc())
-        return cast(Session, scope.session)
+        session = scope.session
+        if session is None:
+            session = self.createfunc()
+            self.set(session)
+        return session
 
     def has(self) -> bool:
         """Tell whether the current context has a session."""
@@ -61,6 +65,7 @@ class UnitRegistry(ScopedRegistry[Session]):
             self._plain.set(obj)
         else:
             self._attach(scope)
+            scope.give_up()
             scope.session = obj
             if isinstance(obj, UnitSession):
                 obj.scope = scope
@@ -71,7 +76,7 @@ class UnitRegistry(ScopedRegistry[Session]):
         if scope is None:
             self._plain.clear()
         else:
-            scope.session = None
+            scope.give_up()
 
 
 def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | None]) -> None:
@@ -86,15 +91,20 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
     kind = type(factory.class_.__name__, (UnitSession, factory.class_), {})
     factory.class_ = kind
 
+    engines_of: WeakKeyDictionary[Flask, Mapping[str | None, Engine]] = WeakKeyDictionary()
+
     def attach(scope: Scope) -> None:
-        for engine in db.engines.values():
+        known = engines_of.get(scope.app)
+        if known is None:
+            known = engines_of[scope.app] = db.engines
+        for engine in known.values():
             engines.attach(engine.engine, scope)  # tests put connections in their place
 
     session.registry = UnitRegistry(session.registry, scope, attach)
 
     def after_begin(session: UnitSession, _: SessionTransaction, connection: Connection) -> None:
-        if session.bound is not None:
-            engines.adopt(connection, session.bound)
+        if session.scope is not None:
+            engines.adopt(connection, session.scope)
 
     event.listen(kind, "after_begin", after_begin)
     # In front of the application's own listeners: what they raise does not undo what is durable.
@@ -103,8 +113,8 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
 
 
 def _after_commit(session: UnitSession) -> None:
-    if session.bound is not None and not session.in_nested_transaction():
-        session.bound.committed()
+    if session.scope is not None and not session.in_nested_transaction():
+        session.scope.committed()
 
 
 def _before_commit(session: UnitSession) -> None:

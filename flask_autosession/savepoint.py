@@ -43,7 +43,7 @@ class _Block:
             raise
 
     def _leave(self, error: BaseException | None) -> None:
-        if error is not None and not self._scope.is_control_flow(error):
+        if error is not None and not self._scope.settings.is_control_flow(error):
             self._transaction.__exit__(type(error), error, error.__traceback__)
             return
         try:

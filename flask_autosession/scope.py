@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from flask import Flask
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import HTTPException
 
 from .callsite import caller, raised_at
 from .config import Settings
@@ -21,45 +20,46 @@ from .unit import UnitOfWork
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
 
+def app_context() -> str:
+    """Return what a bare app context is called in the log."""
+    return "app context"
+
+
 class Scope(UnitOfWork):
     """The session and the units of work of one app context.
 
     :param app: The application that the context belongs to.
     :param settings: Its configuration.
     :param warned: The call sites that were warned of already; shared by the app's scopes.
+    :param frame: What it begins with.
     """
 
-    def __init__(self, app: Flask, settings: Settings, warned: set[str]) -> None:
+    of_request: bool = False
+    """Whether the context was made for a request, which decides for it even when it is over."""
+    paused: bool = False
+    """Whether a stream is to go on in this context after it was torn down."""
+    _draining: bool = False
+
+    def __init__(self, app: Flask, settings: Settings, warned: set[str], frame: Frame) -> None:
         super().__init__()
         self.app: Flask = app
         self.settings: Settings = settings
-        self.frames: list[Frame] = [Frame(lambda: "app context", Phase.CONTEXT)]
-        self.of_request: bool = False
-        """Whether the context was made for a request, which decides for it even when it is over."""
-        self.paused: bool = False
-        """Whether a stream is to go on in this context after it was torn down."""
+        self.frame: Frame = frame
+        """The innermost request, callback or context."""
         self.blocks: list[object] = []
         """The blocks of ``auto.savepoint()`` that are open, innermost last."""
         self._warned = warned
         self._queue: deque[tuple[Callback, str]] = deque()
-        self._draining = False
 
-    @property
-    def frame(self) -> Frame:
-        """The innermost request, callback or context."""
-        return self.frames[-1]
+    def leave(self, frame: Frame) -> None:
+        """Go back to what a frame stands inside of; nothing more is decided in its own context."""
+        self.frame = frame.outer or Frame(app_context, Phase.DECIDED)
 
     @property
     def failure(self) -> Failure | None:
         """What dooms the unit, if anything."""
-        return self.frame.doom or super().failure
-
-    def is_control_flow(self, error: BaseException) -> bool:
-        """Whether an exception stands for a response that says success: abort(redirect(...))."""
-        if not isinstance(error, HTTPException):
-            return False
-        status = error.code if error.response is None else error.response.status_code
-        return status is not None and status < self.settings.rollback_from_status
+        unit = self.unit
+        return self.frame.doom or unit.failure or (self._aborted() if unit.telling else None)
 
     # What follows an end
 
@@ -68,39 +68,39 @@ class Scope(UnitOfWork):
         if unit_ended.receivers:
             unit_ended.send(self.app, unit=unit, frame=self.frame, reason=reason)
         committed = unit.outcome is State.COMMITTED
-        outcome = State.COMMITTED if committed else State.ROLLED_BACK
-        logger.debug("%s: %s (%s)", self.frame, outcome.value, reason)
-        signal = not self.frame.receiving
-        if committed:
-            if signal and unit_committed.has_receivers_for(self.app):
-                send = functools.partial(unit_committed.send, self.app)
-                self._queue.append((send, "unit_committed"))
-            self._queue.extend((callback, "on_commit") for callback in unit.on_commit)
-        else:
-            if signal and unit_rolled_back.has_receivers_for(self.app):
-                send = functools.partial(unit_rolled_back.send, self.app, reason=reason)
-                self._queue.append((send, "unit_rolled_back"))
-            self._queue.extend((callback, "on_rollback") for callback in unit.on_rollback)
-        self._drain()
+        logger.debug("%s: %s (%s)", self.frame, unit.outcome, reason)
+        kind = "on_commit" if committed else "on_rollback"
+        signal = unit_committed if committed else unit_rolled_back
+        if signal.receivers and signal.has_receivers_for(self.app) and not self.frame.receiving:
+            send = functools.partial(signal.send, self.app)
+            if not committed:
+                send = functools.partial(send, reason=reason)
+            self._queue.append((send, signal.name.replace("-", "_")))
+        callbacks = unit.on_commit if committed else unit.on_rollback
+        self._queue.extend((callback, kind) for callback in callbacks)
+        if self._queue:
+            self._drain()
 
     def _drain(self) -> None:
         # What a callback registers itself is appended, so that it runs behind those that wait.
         if self._draining:
             return
         self._draining = True
+        queue = self._queue
         try:
-            while self._queue:
-                self._call(*self._queue.popleft())
+            while queue:
+                self._call(*queue.popleft())
         finally:
             self._draining = False
-            if self._queue:
-                logger.error("%d callbacks were not run: one was killed", len(self._queue))
-                self._queue.clear()
+            if queue:
+                logger.error("%d callbacks were not run: one was killed", len(queue))
+                queue.clear()
 
     def _call(self, callback: Callback, kind: str) -> None:
         name = f"{kind} {getattr(callback, '__qualname__', type(callback).__name__)}"
-        receiving = kind.startswith("unit_")
-        self.frames.append(Frame(lambda: name, Phase.CALLBACK, receiving=receiving))
+        frame = Frame(lambda: name, Phase.CALLBACK, outer=self.frame)
+        frame.receiving = kind.startswith("unit_")
+        self.frame = frame
         try:
             self.app.ensure_sync(callback)()
             self.end_cleanly("it returned")
@@ -110,7 +110,7 @@ class Scope(UnitOfWork):
                 raise
             logger.exception("%s failed; its own work was rolled back", name)
         finally:
-            self.frames.pop()
+            self.leave(frame)
 
     # What the application does explicitly
 
@@ -119,7 +119,7 @@ class Scope(UnitOfWork):
         super().lift(session, failure)
         if failure.silent:
             # SQLAlchemy ends the block of a savepoint in which a flush has failed without a word.
-            self.frame.drops.append(str(failure))
+            self.frame.drops += (str(failure),)
 
     def explicit_commit(self, session: Session) -> None:
         """Do what ``db.session.commit()`` means here. See ``AUTOSESSION_EXPLICIT_COMMIT``.
@@ -173,12 +173,12 @@ class Scope(UnitOfWork):
         failure = self.unit.failure
         if failure is not None and failure.error is not error:
             what = f"{what} ({failure} came first)"
-        self.frame.drops.append(what)
+        self.frame.drops += (what,)
 
     def _tell_drops(self) -> None:
         for drop in self.frame.drops:
             logger.warning("%s: work was thrown away: %s", str(self.frame), drop)
-        self.frame.drops.clear()
+        self.frame.drops = ()
 
     def raised(self, error: BaseException) -> None:
         """Roll back because an exception has left the application's code."""
@@ -216,7 +216,7 @@ class Scope(UnitOfWork):
                 self.commit(reason, last=last)
             else:
                 if failure is not None and (self.unsaved or failure.error is not None):
-                    frame.drops.append(str(failure))
+                    frame.drops += (str(failure),)
                 self.rollback(reason, last=last)
         if success:
             self._tell_drops()
@@ -224,6 +224,9 @@ class Scope(UnitOfWork):
 
     def leftovers(self, why: str, *, last: bool = True) -> None:
         """Roll back what nobody committed, with a warning if something was to follow from it."""
+        session = self.session
+        if not self.unit.used and (session is None or not session.in_transaction()):
+            return
         if self.unsaved or self.unit.on_commit:
             logger.warning("%s: uncommitted work was dropped: %s", str(self.frame), why)
         self.rollback(why, last=last)

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .scope import Scope
-from .state import Phase
+from .state import SHELL, Failure
 
 
 class UnitSession(Session):
@@ -22,26 +22,21 @@ class UnitSession(Session):
     """
 
     scope: Scope | None = None
+    """The scope that this session works for; none once its context has another, or is over."""
 
     @property
     def autoflush(self) -> bool:
         """Whether queries flush what is pending; never in a unit that can only be rolled back."""
-        return self._autoflush_wanted and not (self.bound and self.bound.unit.failure)
+        return self._autoflush_wanted and (self.scope is None or self.scope.unit.failure is None)
 
     @autoflush.setter
     def autoflush(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._autoflush_wanted = value
 
     @property
-    def bound(self) -> Scope | None:
-        """The scope that this session works for; none once its context has another, or is over."""
-        scope = self.scope
-        return scope if scope is not None and scope.session is self else None
-
-    @property
     def master(self) -> Scope | None:
         """The scope to be asked, unless it is that scope which calls."""
-        scope = self.bound
+        scope = self.scope
         return None if scope is None or scope.ending else scope
 
     def commit(self) -> None:
@@ -77,22 +72,15 @@ class UnitSession(Session):
 
     def flush(self, *args: Any, **kwargs: Any) -> None:
         """Flush; where that fails, roll back at once and doom the unit of work."""
-        scope = self.master
-        if scope is None:
+        scope = self.scope
+        if scope is None or scope.ending:
             super().flush(*args, **kwargs)
             return
         unit = scope.unit
-        if unit.failure is not None:
-            if self._changed():
-                scope.refuse_doomed(unit.failure)
-            if unit.failure.level:
-                # The savepoint is dead, not even a flush of nothing is possible. SQLAlchemy would
-                # ask for one a hundred times over an attribute that was set to what it was.
-                for unchanged in self.dirty:
-                    self.expire(unchanged)
-                return
-        wrote, flushed = unit.wrote, dict[int, object]()
-        if scope.frame.phase is Phase.SHELL:
+        if unit.failure is not None and self._is_refused(scope, unit.failure):
+            return
+        wrote, flushed = unit.wrote, None
+        if scope.frame.phase is SHELL:
             flushed = {id(one): one for one in (*self.new, *self.dirty, *self.deleted)}
         try:
             super().flush(*args, **kwargs)
@@ -100,7 +88,18 @@ class UnitSession(Session):
             unit.wrote = wrote
             scope.flush_failed(self, error)
             raise
-        unit.flushed.update(flushed)
+        if flushed:
+            unit.flushed.update(flushed)
+
+    def _is_refused(self, scope: Scope, failure: Failure) -> bool:
+        if self._changed():
+            scope.refuse_doomed(failure)
+        if failure.level:
+            # The savepoint is dead, not even a flush of nothing is possible. SQLAlchemy would
+            # ask for one a hundred times over an attribute that was set to what it was.
+            for unchanged in self.dirty:
+                self.expire(unchanged)
+        return failure.level > 0
 
     def _changed(self) -> bool:
         return bool(self.new or self.deleted or any(map(self.is_modified, self.dirty)))
@@ -177,7 +176,7 @@ def _follow_savepoints(session: UnitSession) -> None:
 def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
     # A savepoint that was released is known no more. (after_soft_rollback would not do: it is
     # not sent for a savepoint that a failed flush has rolled back before its block ended.)
-    scope = session.bound
+    scope = session.scope
     if scope is not None:
         failure = scope.unit.savepoint_rolled_back(transaction)
         if failure is not None:
@@ -185,5 +184,5 @@ def _ended(session: UnitSession, transaction: SessionTransaction) -> None:
 
 
 def _released(session: UnitSession) -> None:
-    if session.bound is not None:
-        session.bound.unit.savepoint_released(session.get_nested_transaction())
+    if session.scope is not None:
+        session.scope.unit.savepoint_released(session.get_nested_transaction())

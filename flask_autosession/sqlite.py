@@ -18,28 +18,31 @@ from weakref import ref
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
+from .drivers import info_of
 from .exc import SharedConnectionError
-from .statements import is_write
 
 _TURN = "flask_autosession.turn"
 
 
-def attach(engine: Engine, mode: str) -> None:
+def attach(engine: Engine, mode: str) -> Callable[[Connection, Any], None] | None:
     """Give an SQLite engine real transactions.
 
     :param engine: The engine; its options and the listeners it has stay as they are.
     :param mode: ``on_write`` sends BEGIN IMMEDIATE before the first statement that writes or sets
         a savepoint; ``deferred`` and ``immediate`` send that BEGIN with every transaction; ``off``
         does nothing.
+    :return: What is to be called before a statement that writes, if anything.
     """
     if mode == "off":
-        return
+        return None
     writers = _Writers(engine)
     if mode == "on_write":
-        event.listen(engine, "before_cursor_execute", writers.before_statement)
-        event.listen(engine, "savepoint", writers.before_savepoint)
-    else:
-        event.listen(engine, "begin", partial(writers.begin, command=f"BEGIN {mode.upper()}"))
+        dialect: Any = engine.dialect
+        dialect.do_savepoint = partial(writers.savepoint, dialect.do_savepoint)
+        return writers.begin
+    begin = partial(writers.begin, cursor=None, command=f"BEGIN {mode.upper()}")
+    event.listen(engine, "begin", begin)
+    return None
 
 
 @dataclass
@@ -67,16 +70,16 @@ class _Writers:
         dialect.do_commit = self._guard(dialect.do_commit)
         dialect.do_rollback = self._guard(dialect.do_rollback)
 
-    def before_statement(self, connection: Connection, _: Any, statement: str, *__: Any) -> None:
-        if is_write(statement):
-            self.begin(connection)
+    def savepoint(self, original: Callable[..., None], connection: Connection, name: str) -> None:
+        """Begin before a savepoint is set."""
+        self.begin(connection, None)
+        original(connection, name)
 
-    def before_savepoint(self, connection: Connection, _: str) -> None:
-        self.begin(connection)
-
-    def begin(self, connection: Connection, command: str = "BEGIN IMMEDIATE") -> None:
+    def begin(self, connection: Connection, cursor: Any, command: str = "BEGIN IMMEDIATE") -> None:
         """Begin, unless this connection has; raise if another one has on the same driver's.
 
+        :param cursor: The one that a statement is about to be executed by, if there is one: what
+            fails here fails as that statement.
         :raises SharedConnectionError: If so.
         """
         proxy = connection.connection
@@ -84,7 +87,10 @@ class _Writers:
         turn = _turn(proxy)
         with turn.lock:
             if not driver.in_transaction:
-                connection.exec_driver_sql(command)
+                if cursor is None:
+                    connection.exec_driver_sql(command)
+                else:
+                    cursor.execute(command)
             elif not turn.belongs_to(proxy):
                 raise SharedConnectionError
             turn.writer = ref(proxy)
@@ -101,8 +107,6 @@ class _Writers:
 
 
 def _turn(proxy: Any) -> _Turn:
-    try:
-        turn: _Turn = proxy.info.setdefault(_TURN, _Turn())
-    except NotImplementedError:  # while the engine makes its very first connection
-        return _Turn()
-    return turn
+    info = info_of(proxy)
+    turn: _Turn | None = info.get(_TURN)
+    return info.setdefault(_TURN, _Turn()) if turn is None else turn

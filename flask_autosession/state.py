@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -24,6 +24,9 @@ class State(enum.Enum):
     DOOMED = "doomed"
     COMMITTED = "committed"
     ROLLED_BACK = "rolled back"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Phase(enum.Enum):
@@ -50,6 +53,10 @@ class Phase(enum.Enum):
     CALLBACK = "callback"
     """An ``on_commit`` or ``on_rollback`` function runs, as a unit of its own."""
 
+
+# Asked for at each use of a session: Python 3.11 takes its time to find a member of an enum.
+REQUEST: Phase = Phase.REQUEST
+SHELL: Phase = Phase.SHELL
 
 IN_REQUEST: frozenset[Phase] = frozenset({Phase.REQUEST, Phase.STREAM})
 """The phases in which ``AUTOSESSION_EXPLICIT_COMMIT`` says what an explicit commit means."""
@@ -81,21 +88,23 @@ class _Savepoint:
     in_flight: BaseException | None
 
 
-@dataclass
 class Unit:
     """One unit of work, from the first touch of the session to its commit or rollback."""
 
-    outcome: State | None = None
-    failure: Failure | None = None
-    wrote: bool = False
-    """Whether a statement wrote, so far as that can be seen. It only decides about warnings,
-    never about committing: a SELECT may call a function that writes."""
-    flushed: dict[int, object] = field(default_factory=dict[int, object])
-    """The objects that were flushed, by their id, where somebody wants to know how many."""
-    connections: list[Connection] = field(default_factory=list[Connection])
-    on_commit: list[Callback] = field(default_factory=list[Callback])
-    on_rollback: list[Callback] = field(default_factory=list[Callback])
-    _savepoints: list[_Savepoint] = field(default_factory=list[_Savepoint])
+    def __init__(self) -> None:
+        self.outcome: State | None = None
+        self.failure: Failure | None = None
+        self.wrote: bool = False
+        """Whether a statement wrote, so far as that can be seen. It only decides about warnings,
+        never about committing: a SELECT may call a function that writes."""
+        self.flushed: dict[int, object] = {}
+        """The objects that were flushed, by their id, where somebody wants to know how many."""
+        self.connections: list[Connection] = []
+        self.telling: list[Connection] = []
+        """Those of them whose drivers can tell that the database refuses everything."""
+        self.on_commit: list[Callback] = []
+        self.on_rollback: list[Callback] = []
+        self._savepoints: list[_Savepoint] = []
 
     @property
     def state(self) -> State:
@@ -104,8 +113,12 @@ class Unit:
             return self.outcome
         if self.failure is not None:
             return State.DOOMED
-        used = self.connections or self.on_commit or self.on_rollback
-        return State.ACTIVE if used else State.IDLE
+        return State.ACTIVE if self.used else State.IDLE
+
+    @property
+    def used(self) -> bool:
+        """Whether its end matters to anybody."""
+        return bool(self.connections or self.on_commit or self.on_rollback or self.failure)
 
     @property
     def level(self) -> int:
@@ -164,6 +177,7 @@ class Unit:
         self.failure.undone = True
         self._savepoints.clear()
         self.connections.clear()
+        self.telling.clear()
 
     def _depth(self, transaction: SessionTransaction | None) -> int | None:
         for depth, savepoint in enumerate(self._savepoints):
@@ -172,16 +186,19 @@ class Unit:
         return None
 
 
-@dataclass
 class Frame:
-    """One request, callback or bare context; a request may stand inside another frame's context."""
+    """One request, callback or bare context; a request may stand inside another frame's context.
 
-    name: Callable[[], str]
-    phase: Phase
-    drops: list[str] = field(default_factory=list[str])
+    :param name: Returns what it is called in the log.
+    :param phase: What goes on in it.
+    :param request: The request, or the command, that it stands for.
+    :param outer: What it stands inside of.
+    """
+
+    # Every request makes one of these, and most of them change nothing of this.
+    drops: tuple[str, ...] = ()
     """What was thrown away in this frame, told in a warning if the response says success."""
     doom: Failure | None = None
-    request: object = None
     status: int | None = None
     running: bool = False
     """Whether Flask is dispatching the request right now."""
@@ -191,10 +208,24 @@ class Frame:
     """What the database, or a listener, has refused to flush or commit at the end."""
     errored: bool = False
     """Whether an exception has been passed on to the error handlers."""
+    shared: bool = False
+    """Whether the app context was there before the request."""
     body: Progress | None = None
     """How far the response's body has come, if that is made behind the response."""
     behind: Phase = Phase.DECIDED
     """What goes on while it is made."""
+
+    def __init__(
+        self,
+        name: Callable[[], str],
+        phase: Phase,
+        request: object = None,
+        outer: Frame | None = None,
+    ) -> None:
+        self.name = name
+        self.phase = phase
+        self.request = request
+        self.outer = outer
 
     def __str__(self) -> str:
         return self.name() if self.status is None else f"{self.name()} {self.status}"

@@ -15,6 +15,7 @@ _CHANGES = re.compile(r"[()]\s*(?:INSERT|UPDATE|DELETE|REPLACE|MERGE)\s+\w", re.
 # White space, comments and parentheses may stand before the word that says what it is.
 _FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(\w+)", re.DOTALL)
 
+_SPELLED = ("SELECT ", "INSERT ", "UPDATE ", "DELETE ")
 # VACUUM, ATTACH and PRAGMA change something, but must stand outside of a transaction.
 _READS = frozenset(
     {
@@ -32,6 +33,8 @@ def is_write(statement: str) -> bool:
     :return: False for queries, settings and transaction control, True for all else. A SELECT
         counts as a query, though a function that it calls may write.
     """
+    if statement.startswith(_SPELLED):  # as SQLAlchemy writes them
+        return statement[0] != "S"
     match = _FIRST_WORD.match(statement)
     word = match[1].upper() if match else ""
     if word == "WITH":

@@ -6,20 +6,31 @@ is made, pushes it again, and tears it down once more.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
-from flask import request
+from flask import Response, has_request_context, request
 
+from .body import Body, Progress
 from .callsite import raised_at
+from .current import current_request
 from .scope import Scope
 from .state import Frame, Phase
 
 STREAM: str = "flask_autosession.stream"
 
 
-def current_request() -> object:
-    """Return the current request itself, which the proxy stands for."""
-    return cast(Any, request)._get_current_object()
+def follow(frame: Frame, response: Response, *, success: bool) -> None:
+    """Follow how a response's body is made, if that is done behind the response.
+
+    :param frame: The frame of the request.
+    :param response: Its response.
+    :param success: Whether the unit of work goes on in the stream.
+    """
+    if response.is_streamed and not response.direct_passthrough:
+        frame.body = Progress()
+        response.response = Body(response.response, frame.body)
+        frame.behind = Phase.STREAM if success else Phase.DECIDED
 
 
 def pause_stream(scope: Scope, frame: Frame, *, shared: bool) -> None:
@@ -41,12 +52,13 @@ def resume_stream(scope: Scope) -> None:
 
     :param scope: The scope of the current app context.
     """
-    paused_in, frame = request.environ.get(STREAM, (None, None))
+    environ = current_request().environ
+    paused_in, frame = environ.get(STREAM, (None, None))
     if paused_in is scope:
-        del request.environ[STREAM]
+        del environ[STREAM]
         frame.body.release = None
         frame.phase, frame.request = frame.behind, current_request()
-        scope.frames.append(frame)
+        frame.outer, scope.frame = scope.frame, frame
 
 
 def end_stream(scope: Scope, error: BaseException | None, *, last: bool) -> None:
@@ -70,3 +82,18 @@ def end_stream(scope: Scope, error: BaseException | None, *, last: bool) -> None
     else:
         what = f"{type(error).__name__} at {raised_at(error)}"
         scope.leftovers(f"the stream was cut by {what}", last=last)
+
+
+def read_here(body: Any, is_shared: Callable[[], bool]) -> Any:
+    """Read a stream before its context is left, if it needs one.
+
+    :param body: The body of a response.
+    :param is_shared: Tells whether the current request uses an app context that was there before.
+    """
+    # Flask 3.0 keeps a request's context until its stream is read: here, or in another app context.
+    if not has_request_context() or not is_shared():
+        return body
+    try:
+        return list(body)
+    finally:
+        body.close()

@@ -3,71 +3,44 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import event
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import Session
 
-from .callsite import caller
-from .drivers import is_aborted
-from .exc import AutoSessionError, DoomedError
+from .exc import AutoSessionError
+from .failures import Failing
 from .state import Failure, State, Unit
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
 
-class UnitOfWork(ABC):
+class UnitOfWork(Failing):
     """A session, and the unit of work that is going on in it.
 
     It knows nothing of requests: :class:`.Scope` says when a unit ends, and what follows.
     """
 
-    def __init__(self) -> None:
-        self.session: Session | None = None
-        self.unit: Unit = Unit()
-        self.ending: bool = False
-        """True while this class itself drives the session, so that its overrides stand back."""
-        self._guarded: Session | None = None
-        self._sent: list[Connection] = []
-        self._broken: BaseException | None = None
-        self._durable = False
+    _committing: bool = False
+    _durable: bool = False
 
-    @abstractmethod
+    def __init__(self) -> None:
+        super().__init__()
+        self._sent: list[Connection] = []
+
     def ended(self, unit: Unit, reason: str) -> None:
         """Do what follows the end of a unit that was used; the next one has begun already."""
+        # No abstract method: to tell what is an instance takes Python much longer then.
 
     @property
     def unsaved(self) -> bool:
         """Whether the unit has written, or holds changes, that only a commit would keep."""
         session = self.session
-        return self.unit.wrote or (
-            session is not None
-            and bool(session.new or session.deleted or any(map(session.is_modified, session.dirty)))
-        )
-
-    @property
-    def failure(self) -> Failure | None:
-        """What dooms the unit, if anything."""
-        return self.unit.failure or self._aborted()
-
-    def _aborted(self) -> Failure | None:
-        if any(map(is_aborted, self.unit.connections)):
-            error = AutoSessionError("PostgreSQL reports that a statement failed.")
-            return Failure(error, "a place that only the database has seen")
-        return None
-
-    def refuse_doomed(self, failure: Failure | None) -> None:
-        """Raise if there is a failure.
-
-        :param failure: What dooms the unit, if anything.
-        :raises DoomedError: If something does, with what failed first.
-        """
-        if failure is not None:
-            raise DoomedError(failure.error, failure.where)
+        if self.unit.wrote or session is None or not session.in_transaction():
+            return self.unit.wrote  # whatever changes an object begins a transaction
+        return bool(session.new or session.deleted or any(map(session.is_modified, session.dirty)))
 
     # Endings
 
@@ -78,7 +51,9 @@ class UnitOfWork(ABC):
         :param last: Whether the session is removed next, so that nobody reads its objects anew.
         :raises DoomedError: If the unit is doomed already.
         """
-        self.refuse_doomed(self.failure)
+        failure = self.failure
+        if failure is not None:
+            self.refuse_doomed(failure)
         self._durable = False
         session = self.session
         if session is not None and session.in_transaction():
@@ -104,18 +79,20 @@ class UnitOfWork(ABC):
     def _commit_session(self, session: Session, last: bool) -> None:
         self._sent.clear()
         self._broken = None
+        before, self.ending = self.ending, True
+        self._committing = True
         expire = session.expire_on_commit
         # Expired objects could not be read any more once they are detached.
         session.expire_on_commit = expire and not last
         try:
-            with self.driving():
-                session.commit()
+            session.commit()
         finally:
             session.expire_on_commit = expire
+            self.ending, self._committing = before, False
 
     def commit_sent(self, connection: Connection) -> None:
         """Note that COMMIT is about to be sent; raise if a listener has swallowed a failure."""
-        if self.ending:
+        if self._committing and connection not in self._sent:
             failure = self._aborted()
             if self._broken is not None:
                 failure = Failure(self._broken, "a listener for before_commit")
@@ -144,36 +121,57 @@ class UnitOfWork(ABC):
         session = self.session
         if session is not None and session.in_transaction():
             # rollback() expires objects. Detached ones stay readable; only callbacks need them.
-            self._clear(session, detach=last and not self.unit.on_rollback)
+            self.clear(session, close=last and not self.unit.on_rollback)
         self._finish(State.ROLLED_BACK, reason)
 
-    def _clear(self, session: Session, *, detach: bool = False) -> None:
-        with self.driving():
-            try:
-                if detach:
+    def clear(self, session: Session, *, close: bool = False) -> None:
+        """Roll a session back in the database, whatever state it is in.
+
+        :param session: The session.
+        :param close: Whether nobody needs its objects in the session any more.
+        """
+        before, self.ending = self.ending, True
+        try:
+            if close and not _rollback_is_heard(session):
+                session.close()  # which rolls back, too, with half of the work
+            else:
+                if close:
                     session.expunge_all()
                 session.rollback()
-            except Exception:
-                # Most likely the connection is lost, and the work with it.
-                logger.warning("ROLLBACK failed; its connection is thrown away", exc_info=True)
-                session.invalidate()
+        except Exception:
+            # Most likely the connection is lost, and the work with it.
+            logger.warning("ROLLBACK failed; its connection is thrown away", exc_info=True)
+            session.invalidate()
+        finally:
+            self.ending = before
 
     def _finish(self, outcome: State, reason: str) -> None:
         unit = self.unit
-        self.unit = Unit()
-        self._unguard()
-        if unit.state is not State.IDLE:
+        if self._guarded is not None:
+            self._unguard()
+        if unit.used:
+            self.unit = Unit()
             unit.outcome = outcome
             self.ended(unit, reason)
 
-    def remove(self) -> None:
-        """Give the session up, and its connection back, whatever state they are in."""
+    def give_up(self) -> Session | None:
+        """Let the session go on by itself, as one that no unit of work belongs to.
+
+        :return: The session, if there is one.
+        """
         session = self.session
         self.session = None
-        self._unguard()
+        if self._guarded is not None:
+            self._unguard()
         if session is not None:
-            with self.driving():
-                session.close()
+            session.scope = None  # type: ignore[attr-defined]
+        return session
+
+    def remove(self) -> None:
+        """Give the session up, and its connection back, whatever state they are in."""
+        session = self.give_up()
+        if session is not None:
+            session.close()
 
     @contextmanager
     def driving(self) -> Generator[None]:
@@ -185,62 +183,10 @@ class UnitOfWork(ABC):
         finally:
             self.ending = before
 
-    # Failures
 
-    def flush_failed(self, session: Session, error: BaseException) -> None:
-        """Doom the unit, or just the open savepoint, because a flush has failed in it."""
-        self._fail(session, error, level=self.unit.level)
-        self.settle()
-
-    def statement_failed(self, error: BaseException, statement: str) -> None:
-        """Doom the unit, or just the open savepoint, because a statement has failed in it.
-
-        It is being dealt with: :meth:`settle` rolls back before the session is used again.
-        """
-        if self.ending:
-            self._broken = error
-        else:
-            # Where a savepoint's own end fails, nothing in it is undone: PostgreSQL refuses to
-            # release it after an error in it, MariaDB has lost it after a deadlock.
-            around = statement.startswith(("RELEASE", "ROLLBACK TO"))
-            level = max(self.unit.level - around, 0)
-            self._fail(cast(Session, self.session), error, level=level)
-
-    def _fail(self, session: Session, error: BaseException, *, level: int) -> None:
-        self.unit.failed(error, caller, level=level)
-        if self._guarded is None:
-            self._guarded = session
-            event.listen(session, "do_orm_execute", self._before_execute)
-
-    def _before_execute(self, _: ORMExecuteState) -> None:
-        self.settle()
-
-    def settle(self) -> None:
-        """Roll a doomed unit back in the database, so that it can be read from again.
-
-        Inside a savepoint there is nothing to do: its own end rolls it back.
-        """
-        failure, session = self.unit.failure, self.session
-        if failure is None or session is None or failure.level or failure.undone:
-            return
-        self._clear(session)
-        self.unit.undone()
-
-    def lift(self, session: Session, failure: Failure) -> None:
-        """Go on after a savepoint's rollback has undone a failure, without what it left pending."""
-        self._unguard()
-        # SQLAlchemy has forgotten what was pending when the flush failed, but not what came after.
-        for added in list(session.new):
-            session.expunge(added)
-        for deleted in list(session.deleted):
-            session.add(deleted)
-        for changed in list(session.dirty):
-            session.expire(changed)
-
-    def _unguard(self) -> None:
-        if self._guarded is not None:
-            event.remove(self._guarded, "do_orm_execute", self._before_execute)
-            self._guarded = None
+def _rollback_is_heard(session: Session) -> bool:
+    events = cast(Any, session).dispatch
+    return bool(events.after_rollback or events.after_soft_rollback)
 
 
 def _database(connection: Connection) -> str:

@@ -538,7 +538,7 @@ def test_row_19_a_callback_that_is_killed_takes_the_others_along(
 def test_row_20_what_a_context_teardown_function_writes_is_told_of(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It comes too late to be committed, and before Flask-SQLAlchemy removes the session."""
+    """It comes too late to be committed, and right before the session is removed."""
 
     @world.app.teardown_appcontext
     def teardown(error: BaseException | None) -> None:
@@ -547,7 +547,7 @@ def test_row_20_what_a_context_teardown_function_writes_is_told_of(
     assert answer(world, lambda: str(world.Thing(name="kept").save().id)) == 200
     assert world.database.names == ["kept"]
     (record,) = caplog.records
-    assert "work was thrown away" in record.getMessage()
+    assert "it was written while the context was torn down" in record.getMessage()
 
 
 # What goes past the session

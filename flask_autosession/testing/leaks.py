@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, make_transient, make_transient_to_detached
 
 from flask_autosession.callsite import caller
-from flask_autosession.contexts import request_name, scope_of_context
+from flask_autosession.current import current_scope, request_name
 from flask_autosession.exc import AutoSessionError, IsolationError
 from flask_autosession.scope import Scope
 
@@ -54,7 +54,7 @@ class Leaks:
         """The sessions that began a transaction, and where."""
 
     def _scope(self) -> Scope | None:
-        return scope_of_context() if has_app_context() and current_app == self._app else None
+        return current_scope() if has_app_context() and current_app == self._app else None
 
     def prepare(self, *, nested: bool) -> None:
         """Bring what is there into a state that can be come back to.
@@ -139,7 +139,7 @@ def _clear(scope: Scope, known: dict[Any, object]) -> None:
             cast(Any, scope.blocks.pop()).leave(AutoSessionError("the test is over"))
     scope.rollback("the test is over")
     scope.frame.doom = None
-    scope.frame.drops.clear()
+    scope.frame.drops = ()
     session = scope.session
     if session is not None:
         session.expire_all()
