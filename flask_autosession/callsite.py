@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import traceback
 from collections.abc import Iterable
@@ -21,7 +20,11 @@ def caller() -> str:
 
     :return: ``file:line`` of the innermost frame of the application.
     """
-    return _first(traceback.walk_stack(None))
+    # It is asked once or twice in each test of an application: a frame costs no call here.
+    frame = inspect.currentframe()
+    while frame is not None and _kinds[frame.f_code.co_filename] != "application":
+        frame = frame.f_back
+    return _first(traceback.walk_stack(None) if frame is None else [(frame, frame.f_lineno)])
 
 
 def raised_at(error: BaseException) -> str:
@@ -39,7 +42,7 @@ def _first(places: Iterable[tuple[FrameType, int]]) -> str:
     installed = "an unknown place"
     for frame, line in places:
         file = frame.f_code.co_filename
-        kind = _kind(file)
+        kind = _kinds[file]
         if kind == "application":
             return f"{file}:{line}"
         if kind == "installed":
@@ -47,8 +50,13 @@ def _first(places: Iterable[tuple[FrameType, int]]) -> str:
     return installed
 
 
-@functools.cache
-def _kind(file: str) -> str:
-    if file.startswith(_OWN):
-        return "own"
-    return "installed" if file.startswith(_SITE_PACKAGES) else "application"
+class _Kinds(dict[str, str]):
+    """Whose each file is, as far as anybody has asked."""
+
+    def __missing__(self, file: str) -> str:
+        installed = "installed" if file.startswith(_SITE_PACKAGES) else "application"
+        self[file] = "own" if file.startswith(_OWN) else installed
+        return self[file]
+
+
+_kinds = _Kinds()

@@ -18,16 +18,17 @@ _engines: WeakKeyDictionary[Flask, dict[str | None, Engine]] = WeakKeyDictionary
 
 def engines_of(app: Flask) -> dict[str | None, Engine]:
     """Return the engines of an application by bind key, the very dictionary of its db."""
-    if app not in _engines:
+    engines = _engines.get(app)
+    if engines is None:
         with app.app_context():
-            _engines[app] = app.extensions["sqlalchemy"].engines
-    for key, engine in _engines[app].items():
+            engines = _engines[app] = app.extensions["sqlalchemy"].engines
+    for key, engine in engines.items():
         if engine is not engine.engine:
             raise IsolationError(
                 f"db.engines[{key!r}] of {app.name!r} holds a Connection.",
                 "Remove the fixture that puts it there: what it was for is done now.",
             )
-    return _engines[app]
+    return engines
 
 
 def is_in_memory(url: URL) -> bool:
@@ -51,7 +52,7 @@ def database_key(engine: Engine) -> object:
     :param engine: An engine.
     :return: Its database's place; the engine itself for a database in memory.
     """
-    url = engine.url
-    if engine not in _keys or _keys[engine][0] is not url:
-        _keys[engine] = url, None if is_in_memory(url) else place(url)
-    return _keys[engine][1] or engine
+    url, known = engine.url, _keys.get(engine)
+    if known is None or known[0] is not url:
+        known = _keys[engine] = url, None if is_in_memory(url) else place(url)
+    return known[1] or engine

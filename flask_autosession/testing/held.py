@@ -13,14 +13,15 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import Pool
 
 from flask_autosession.callsite import caller
-from flask_autosession.drivers import is_aborted
 from flask_autosession.exc import IsolationError
 
 from .deferred import forget_deferred
 from .layers import Layers
+from .status import ABORTED, IDLE, status_of
 
 real: ContextVar[bool] = ContextVar("flask_autosession_real", default=False)
 """Whether engines hand out connections of their own after all."""
+_UNSEEN = "Something that SQLAlchemy does not see"
 _inside: ContextVar[int] = ContextVar("flask_autosession_isolated", default=0)
 
 
@@ -108,25 +109,24 @@ class Held:
     def _begin(self) -> None:
         self._begun = False
         self._connection.begin()
-        if self.engine.dialect.name == "sqlite" and not self.in_transaction():
-            self.execute("BEGIN")  # which its driver does not send before a savepoint
-
-    @property
-    def driver(self) -> Any:
+        self.driver: Any = self._connection.connection.dbapi_connection
         """The driver's own connection."""
-        return self._connection.connection.dbapi_connection
+        self._status = status_of(self.driver)
+        if self.engine.dialect.name == "sqlite" and self._status() == IDLE:
+            self.execute("BEGIN")  # which its driver does not send before a savepoint
 
     def execute(self, statement: str) -> None:
         """Run a statement, past the engine's listeners unless one connection has asked for it."""
-        aborted = self.in_error()
+        aborted = self._status() == ABORTED
         try:
             self._send(statement)
         except Exception as error:
             if not aborted and _is_unknown_savepoint(error):
                 # With the savepoint, the transaction is gone that it was in.
-                self._tell_lost("Something that SQLAlchemy does not see", error)
+                self._tell_lost(_UNSEEN, error)
             raise
-        self._begun = self._begun or self.in_transaction()
+        if not self._begun:
+            self._begun = self._status() != IDLE
 
     def _send(self, statement: str) -> None:
         if self.speaker is not None:
@@ -138,28 +138,21 @@ class Held:
         finally:
             cursor.close()
 
-    def in_transaction(self) -> bool:
-        """Whether the driver says that the transaction goes on; True where it cannot tell."""
-        driver = self.driver
-        if hasattr(driver, "in_transaction"):  # sqlite3
-            return bool(driver.in_transaction)
-        if hasattr(driver, "server_status"):  # PyMySQL: SERVER_STATUS_IN_TRANS
-            return bool(driver.server_status & 1)
-        info = getattr(driver, "info", None)  # psycopg: PQTRANS_IDLE
-        return getattr(info, "transaction_status", None) != 0
-
     def in_error(self) -> bool:
         """Whether the database refuses everything but a rollback."""
-        return is_aborted(self._connection)
+        return self._status() == ABORTED
 
-    def check_lost(self, what: str) -> None:
+    def check_lost(self, statement: str | None = None) -> bool:
         """Note and tell that the transaction is over before its time, and begin it again.
 
-        :param what: What was done last.
+        :param statement: What was sent last, if that may be why.
+        :return: What :meth:`in_error` says; the driver is asked once for both.
         :raises IsolationError: If it is over.
         """
-        if self._begun and not self.in_transaction():
-            self._tell_lost(what)
+        status = self._status()
+        if status == IDLE and self._begun:
+            self._tell_lost(_UNSEEN if statement is None else named(statement))
+        return status == ABORTED
 
     def _tell_lost(self, what: str, error: Exception | None = None) -> None:
         self.lost.append(what)
@@ -173,23 +166,25 @@ class Held:
 
     def tell(self, problems: list[str]) -> None:
         """Add what one connection could not do as several would have, and forget it."""
-        problems.extend(
-            f"The rollback of {owner} took back what {other} had done in the"
-            " meantime: in this test all connections are one, and cannot undo but what came last."
-            " Where both matter, use the strategy 'truncate'."
-            for owner, others in self.layers.conflicts
-            for other in dict.fromkeys(others)
-        )
-        problems.extend(" ".join(lost(what)) for what in self.lost)
-        if self._begun and not self.lost and not self.in_transaction():
-            problems.append(" ".join(lost("Something that SQLAlchemy does not see")))
+        for owner, others in self.layers.conflicts:
+            problems.extend(
+                f"The rollback of {owner} took back what {other} had done in the meantime: in this"
+                " test all connections are one, and cannot undo but what came last. Where both"
+                " matter, use the strategy 'truncate'."
+                for other in dict.fromkeys(others)
+            )
+        if self._begun and not self.lost and self._status() == IDLE:
+            self.lost = [_UNSEEN]
             self._spoilt = True
-        self.layers.conflicts.clear()
-        self.lost.clear()
+        if self.lost:
+            problems.extend(" ".join(lost(what)) for what in self.lost)
+        self.layers.conflicts, self.lost = [], []
 
     def end(self) -> None:
         """Roll everything back, and give the connection back to its pool."""
-        self.ended = True
+        self.ended, self._begun = True, False
+        # The old ones would keep this alive until the garbage collector comes, test after test.
+        self.layers = Layers(_refuse_late)
         if self.changed:
             forget_deferred(self.engine)
         if self._spoilt and self.engine.dialect.name != "sqlite":
@@ -197,10 +192,21 @@ class Held:
         self._connection.close()
 
 
+def _refuse_late(_: str) -> None:
+    raise IsolationError(
+        "A connection was used after the test that had taken it.", "Take a new one in each test."
+    )
+
+
 def _is_unknown_savepoint(error: Any) -> bool:
     error = getattr(error, "orig", None) or error
     sqlstate = getattr(error, "sqlstate", None)  # PostgreSQL; MariaDB and MySQL have a number
     return sqlstate == "3B001" or error.args[:1] == (1305,) or "no such savepoint" in str(error)
+
+
+def named(statement: str) -> str:
+    """Return what to call a statement in a message."""
+    return repr(" ".join(statement.split())[:40])
 
 
 def lost(what: str) -> tuple[str, str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 from flask import Flask
 from sqlalchemy.engine import Engine
 
-from flask_autosession.config import PREFIX
+from flask_autosession.config import PREFIX, Settings
 from flask_autosession.exc import IsolationError
 from flask_autosession.lifecycle import lifecycles
 from flask_autosession.session import UnitSession
@@ -74,16 +74,16 @@ class Isolation:
                 f"The application {app.name!r} has no AutoSession.",
                 "Call auto.init_app(app) before isolate(app).",
             )
-        _check("strategy", strategy, STRATEGIES)
-        _check("schema", schema, SOURCES)
+        for what, value, known in (("strategy", strategy, STRATEGIES), ("schema", schema, SOURCES)):
+            if value not in known:
+                there_are = f"There are: {', '.join(known)}."
+                raise IsolationError(f"There is no {what} {value!r}.", there_are)
         self._app = app
         engines = list(engines_of(app).values())
         self._strategy = STRATEGIES[strategy](app, engines, schema)
         self._dropped = Dropped(app)
-        self._leaks = Leaks(app, engines, self._dropped.session_began)
-        self._problems: list[str] = []
-        self._failed = False
-        self._undo = ExitStack()
+        self._leaks = Leaks(app, engines, self._dropped)
+        self._recommit = nothing
 
     def begin(self, *, lazy: bool = False) -> None:
         """Begin.
@@ -92,18 +92,15 @@ class Isolation:
         :raises IsolationError: If the databases cannot be isolated; they are as before then.
         """
         self.check_session()
-        with ExitStack() as undo:
-            enter_thread(1)
-            undo.callback(enter_thread, -1)
-            undo.callback(keep_contexts(self._app))
-            self._dropped.begin()
-            undo.callback(self._dropped.end)
+        enter_thread(1)
+        self._recommit = keep_contexts(self._app)
+        try:
             self._leaks.prepare(nested=self._strategy.nested)
             self._strategy.begin(lazy=lazy)
-            undo.callback(self._end_strategy)
-            self._leaks.begin()
-            undo.callback(self._end_leaks)
-            self._undo = undo.pop_all()
+        except BaseException:
+            self._leave()
+            raise
+        self._leaks.begin()
 
     def end(self, *, failed: bool = False) -> None:
         """Undo everything.
@@ -111,11 +108,20 @@ class Isolation:
         :param failed: Whether the test has failed, which may be why something is left open.
         :raises IsolationError: If something is left, or could not be undone.
         """
-        self._problems.clear()
-        self._failed = failed
-        self._undo.close()
-        if self._problems:
-            raise IsolationError(*self._problems)
+        try:
+            problems = self._end_leaks(failed=failed)
+        finally:
+            try:
+                undone = self._strategy.end()
+            finally:
+                self._leave()
+        if problems or undone:
+            raise IsolationError(*problems, *undone)
+
+    def _leave(self) -> None:
+        self._dropped.end()
+        self._recommit()
+        enter_thread(-1)
 
     def check_session(self) -> None:
         """Refuse a session that knows nothing of units of work.
@@ -142,19 +148,15 @@ class Isolation:
         """Return how many statements have written on connections that are shared."""
         return self._strategy.written()
 
-    def _end_leaks(self) -> None:
+    def _end_leaks(self, *, failed: bool) -> list[str]:
         left = self._leaks.end()
         for connection in list(self._strategy.open_connections()):
             left.append(str(connection))
             connection.close()
-        if left and not self._failed:
-            self._problems.append(left_behind(left))
         refusals = self._strategy.refusals()
-        if not self._failed:  # they may well be why
-            self._problems.extend(refusals)
-
-    def _end_strategy(self) -> None:
-        self._problems.extend(self._strategy.end())
+        if failed:  # they may well be why
+            return []
+        return [left_behind(left), *refusals] if left else refusals
 
 
 def nothing() -> None:
@@ -173,13 +175,13 @@ def keep_contexts(app: Flask) -> Callable[[], None]:
     if lifecycle is None or f"{PREFIX}COMMIT_CONTEXTS" in app.config:
         return nothing
     before = lifecycle.settings
-    lifecycle.settings = replace(before, commit_contexts=False)
+    lifecycle.settings = _not_committing(before)
     return partial(setattr, lifecycle, "settings", before)
 
 
-def _check(what: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise IsolationError(f"There is no {what} {value!r}.", f"There are: {', '.join(known)}.")
+@cache
+def _not_committing(settings: Settings) -> Settings:
+    return replace(settings, commit_contexts=False)
 
 
 @contextmanager

@@ -63,13 +63,13 @@ class Layers:
             # It matters once somebody looks again; at the test's end nobody does.
             self.conflicts.extend(self._unseen)
             self._unseen.clear()
-        self._tell_robbed(owner)
+        if owner in self._robbed:
+            self._tell_robbed(owner)
         return self._turn(owner)
 
     def _tell_robbed(self, owner: object) -> None:
         # It goes on, or commits, as if its work were there; a rollback would be fine.
-        if owner in self._robbed:
-            self.conflicts.append((self._robbed.pop(owner), [owner]))
+        self.conflicts.append((self._robbed.pop(owner), [owner]))
 
     def _turn(self, owner: object) -> Layer:
         top = self._layers[-1] if self._layers else None
@@ -88,11 +88,13 @@ class Layers:
 
     def commit(self, owner: object) -> None:
         """End an owner's transaction, and keep its work in what lies below."""
-        self._tell_robbed(owner)
-        if any(layer.failed for layer in self._layers if layer.owner is owner):
-            self.rollback(owner)
-        else:
-            self._end(owner, 0)
+        if owner in self._robbed:
+            self._tell_robbed(owner)
+        for layer in self._layers:
+            if layer.failed and layer.owner is owner:
+                self.rollback(owner)
+                return
+        self._end(owner, 0)
 
     def recover(self, owner: object) -> None:
         """Let an owner go on after another one's statement has failed, and that one's work with it.
@@ -113,6 +115,8 @@ class Layers:
         What has only read need not be undone: others may have committed on top of it.
         """
         self._robbed.pop(owner, None)
+        if not self._layers:
+            return
         own = [at for at, layer in enumerate(self._layers) if layer.owner is owner and layer.open]
         wrote = [at for at in own if self._layers[at].wrote]
         clean = [at for at in own if not self._others(at, owner)]
@@ -208,11 +212,12 @@ class Layers:
         for layer in self._layers[start:]:
             if layer.owner is owner:
                 layer.open = False
-        at = len(self._layers)
+        at, used = len(self._layers), False
         while at and (self._layers[at - 1].owner is None or not self._layers[at - 1].open):
             at -= 1
-        ended = self._layers[at:]
-        if any(layer.owner is not None for layer in ended):
+            used = used or self._layers[at].owner is not None
+        if used:
+            ended = self._layers[at:]
             self._execute(f"RELEASE SAVEPOINT {ended[0].name}")
             del self._layers[at:]
             if self._layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -17,6 +17,8 @@ from flask_autosession.callsite import caller
 from flask_autosession.current import current_scope, request_name
 from flask_autosession.exc import AutoSessionError, IsolationError
 from flask_autosession.scope import Scope
+
+from .units import Dropped
 
 _watching: list[Leaks] = []
 """Those that watch right now, innermost last."""
@@ -41,14 +43,15 @@ class Leaks:
 
     :param app: The application.
     :param engines: Its engines.
-    :param look: Is called when a session begins to look at the database.
+    :param dropped: Is told of the sessions that begin and that roll back.
     """
 
-    def __init__(self, app: Flask, engines: Iterable[Engine], look: Callable[[], None]) -> None:
-        self._look = look
+    def __init__(self, app: Flask, engines: Iterable[Engine], dropped: Dropped) -> None:
+        self.dropped: Dropped = dropped
         self._app = app
         self._engines = list(engines)
         self._contexts: Contexts = (None, None)
+        self._outer: Scope | None = None
         self._known: dict[Any, object] = {}
         self.sessions: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
         """The sessions that began a transaction, and where."""
@@ -62,7 +65,8 @@ class Leaks:
         :param nested: Whether what was done so far is undone by somebody else.
         :raises IsolationError: If a context that is pushed has work that nobody would undo.
         """
-        scope = self._scope()
+        self._contexts = contexts()
+        self._outer = scope = self._scope() if self._contexts[0] is not None else None
         if scope is not None:
             if scope.unsaved and not nested:
                 raise IsolationError(
@@ -74,33 +78,38 @@ class Leaks:
 
     def begin(self) -> None:
         """Remember what is there, and watch what comes."""
-        self._contexts = contexts()
-        scope = self._scope()
+        scope = self._outer
         if scope is not None and scope.session is not None:
             self._known = dict(cast(Any, scope.session.identity_map).items())
-        _listen()
         _watching.append(self)
 
     def began(self, session: Session, connection: Connection) -> bool:
         """Note that a session has begun a transaction, if it is on a database of the app."""
-        own = any(connection.engine.pool is engine.pool for engine in self._engines)
-        if own:
-            self.sessions[session] = caller()
-            self._look()
-        return own
+        pool = connection.engine.pool
+        for engine in self._engines:
+            if engine.pool is pool:
+                self.sessions[session] = caller()
+                self.dropped.session_began()
+                return True
+        return False
 
     def end(self) -> list[str]:
         """Take everything away that was not there before, and say what that is."""
         _watching.remove(self)
-        found = pop_contexts(self._contexts)
-        scope = self._scope()
+        found: list[str] = []
+        scope: Scope | None = None
+        if has_app_context():
+            found, scope = pop_contexts(self._contexts), self._scope()
         if scope is not None:
             _clear(scope, self._known)
             if self._known:
                 _bring_back(self._app.extensions["sqlalchemy"].session(), self._known)
-        for session, where in list(self.sessions.items()):
-            if session.in_transaction() and (scope is None or scope.session is not session):
-                found.append(f"a session that began a transaction at {where}")
+        for reference in self.sessions.keyrefs():
+            session = reference()
+            if session is None or not session.in_transaction():
+                continue
+            if scope is None or scope.session is not session:
+                found.append(f"a session that began a transaction at {self.sessions[session]}")
                 session.close()
         return found
 
@@ -159,10 +168,15 @@ def _bring_back(session: Session, known: dict[Any, object]) -> None:
             session.add(instance)
 
 
+@event.listens_for(Session, "after_begin")
 def _note(session: Session, _: SessionTransaction, connection: Connection) -> None:
-    any(leaks.began(session, connection) for leaks in reversed(_watching))
+    for leaks in reversed(_watching):
+        if leaks.began(session, connection):
+            return
 
 
-def _listen() -> None:
-    if not event.contains(Session, "after_begin", _note):
-        event.listen(Session, "after_begin", _note)
+@event.listens_for(Session, "after_rollback")
+def _note_rollback(session: Session) -> None:
+    for leaks in _watching:
+        if session in leaks.sessions:
+            leaks.dropped.session_rolled_back()

@@ -29,8 +29,9 @@ class Database:
     def __init__(self) -> None:
         self.held: Held | None = None
         """The connection, from the first use on."""
+        self.home: Home
+        """The test; there since the first engine has entered."""
         self._pools: dict[Engine, list[Pool]] = {}
-        self.home: Home = Home()
         self._lock = threading.RLock()
         self._unprepared: list[Callable[[], None]] = []
 
@@ -40,16 +41,14 @@ class Database:
         :param engine: The engine.
         :param prepare: Makes the tables; called before the connection is taken.
         """
-        watch(engine)
         self._unprepared.append(prepare)
         if not self._pools:
             self.home = Home()
-        pools = self._pools.setdefault(engine, [])
-        pools.append(engine.pool)
-        if len(pools) == 1:
-            if engine not in _shared:
-                _shared[engine] = SharedPool(engine)
-            shared = _shared[engine]
+        if engine in self._pools:
+            self._pools[engine].append(engine.pool)
+        else:
+            self._pools[engine] = [engine.pool]
+            shared = shared_pool(engine)
             shared.enter(engine.pool, self.home, partial(self._hold, engine))
             engine.pool = shared
 
@@ -59,9 +58,7 @@ class Database:
         engine.pool = pools.pop()
         if not pools:
             del self._pools[engine]
-            disposed = _shared[engine].disposed
-            _shared[engine].leave()
-            if disposed:
+            if shared_pool(engine).leave():
                 engine.dispose()
 
     def _hold(self, engine: Engine) -> Held:
@@ -79,7 +76,20 @@ _databases: WeakValueDictionary[object, Database] = WeakValueDictionary()
 
 def database_of(engine: Engine) -> Database:
     """Return the database of an engine. Engines with the same URL have the same."""
-    return _databases.setdefault(database_key(engine), Database())
+    key = database_key(engine)
+    database = _databases.get(key)
+    if database is None:
+        database = _databases[key] = Database()
+    return database
+
+
+def shared_pool(engine: Engine) -> SharedPool:
+    """Return what takes the place of an engine's pool, the same one in every test."""
+    shared = _shared.get(engine)
+    if shared is None:
+        watch(engine)
+        shared = _shared[engine] = SharedPool(engine)
+    return shared
 
 
 class Rollback:
@@ -92,15 +102,16 @@ class Rollback:
 
     def __init__(self, app: Flask, engines: list[Engine], source: str) -> None:
         self._prepare = partial(ensure, app, source)
-        self._engines = engines
-        self._databases = list(dict.fromkeys(map(database_of, engines)))
-        self._marks: dict[Database, Mark] = {}
+        self._engines = {engine: database_of(engine) for engine in engines}
+        self._databases = list(dict.fromkeys(self._engines.values()))
+        self._around = [database.held for database in self._databases if database.held is not None]
+        self._marks: dict[Held, Mark] = {}
         self._before: set[Share] = set()
 
     @property
     def nested(self) -> bool:
         """Whether somebody else undoes everything as well, later."""
-        return any(database.held is not None for database in self._databases)
+        return bool(self._around)
 
     def begin(self, *, lazy: bool = False) -> None:
         """Begin; nothing is sent before a database is used.
@@ -115,21 +126,21 @@ class Rollback:
                     f" {engine.dialect.name}.",
                     "Use the strategy 'truncate'.",
                 )
-        for database in self._databases:
-            if database.held is not None:
-                self._before.update(database.held.shares)
-                self._marks[database] = database.held.layers.mark()
-        for engine in self._engines:
-            database_of(engine).enter(engine, self._prepare)
+        for held in self._around:
+            self._before.update(held.shares)
+            self._marks[held] = held.layers.mark()
+        for engine, database in self._engines.items():
+            database.enter(engine, self._prepare)
 
     def prepare(self) -> None:
         """Do nothing: the tables are made before the connection is taken."""
 
     def refusals(self) -> list[str]:
         """Return which threads and processes were refused a connection."""
-        found = [place for database in self._databases for place in database.home.refused]
+        found: list[str] = []
         for database in self._databases:
-            database.home.refused.clear()
+            found += database.home.refused
+            database.home.refused = []
         return [refused(place) for place in dict.fromkeys(found)]
 
     def written(self) -> int:
@@ -138,13 +149,13 @@ class Rollback:
 
     def open_connections(self) -> list[Share]:
         """Return what was taken since, and not given back."""
-        pools = [engine.pool for engine in self._engines]
         return [
             share
             for database in self._databases
             if database.held is not None
             for share in database.held.shares
-            if share not in self._before and share.pool in pools
+            if share not in self._before
+            and any(share.pool is engine.pool for engine in self._engines)
         ]
 
     def end(self) -> list[str]:
@@ -153,7 +164,7 @@ class Rollback:
         for database in self._databases:
             held = database.held
             if held is not None:
-                mark = self._marks.get(database)
+                mark = self._marks.get(held)
                 if mark is None:
                     database.held = None
                 undo = held.end if mark is None else partial(held.layers.back_to_mark, mark)
@@ -163,6 +174,6 @@ class Rollback:
                     except Exception as error:
                         # Most likely the connection is lost, and what was done on it with it.
                         problems.append(f"The test's transaction could not be rolled back: {error}")
-        for engine in self._engines:
-            database_of(engine).leave(engine)  # which may close connections: behind their end
+        for engine, database in self._engines.items():
+            database.leave(engine)  # which may close connections: behind their end
         return problems

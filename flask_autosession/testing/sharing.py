@@ -32,7 +32,7 @@ class Share(PoolProxiedConnection):
         self._wrote = False
         self._info: dict[str, Any] = {}
         # SQLAlchemy puts there what is to be done at the end, which is nothing.
-        self._connection_record = self
+        self._connection_record: Share | None = self
         self.finalize_callback: list[Any] = []
         held.shares[self] = None
 
@@ -72,8 +72,7 @@ class Share(PoolProxiedConnection):
         """Return the savepoint that the next statement goes into."""
         held = self.held
         held.home.check()
-        held.check_lost("Something that SQLAlchemy does not see")
-        if held.in_error():
+        if held.check_lost():
             held.layers.recover(self)
         return held.layers.turn(self)
 
@@ -98,9 +97,9 @@ class Share(PoolProxiedConnection):
         held.home.check()
         if held.in_error():
             held.layers.recover(self)  # of somebody else's error
-        if held.in_error():
-            held.layers.rollback(self)  # as PostgreSQL does then
-            return
+            if held.in_error():
+                held.layers.rollback(self)  # as PostgreSQL does then
+                return
         try:
             check_deferred(held.engine, held.driver, changed=held.changed)
         except Exception:
@@ -117,10 +116,11 @@ class Share(PoolProxiedConnection):
         """Give it back; what was not committed is undone."""
         if self._valid:
             self._valid = False
+            self._connection_record = None  # or nothing but the garbage collector would free it
             if self.held.home.is_here():  # a forked process closes what it has inherited
                 self.held.shares.pop(self, None)
                 self.held.layers.rollback(self)
-                cast(Any, self.pool).dispatch.checkin(self.held.driver, self)
+                self.pool.listeners.checkin(self.held.driver, self)
 
     def _close_special(self, **_: Any) -> None:  # what SQLAlchemy's Connection.close() calls
         self.close()
@@ -145,8 +145,7 @@ class SharedPool(Pool):
         super().__init__(cast(Any, self.connect), dialect=cast(Any, engine.dialect))
         self.held: Held | None = None
         """What is shared, from the first use on."""
-        self.disposed: bool = False
-        """Whether somebody wanted the pool's connections closed."""
+        self._disposed = False
 
     def enter(self, pool: Pool, home: Home, hold: Callable[[], Held]) -> None:
         """Take the place of an engine's own pool.
@@ -159,12 +158,17 @@ class SharedPool(Pool):
         self._home = home
         self._hold = hold
         # Whoever listens to the engine's pool listens to this one, now and in the test.
-        cast(Any, self).dispatch = pool.dispatch
+        self.listeners: Any = pool.dispatch
+        cast(Any, self).dispatch = self.listeners
 
-    def leave(self) -> None:
-        """Forget what it stood for."""
-        self.held, self.disposed = None, False
+    def leave(self) -> bool:
+        """Forget what it stood for.
+
+        :return: Whether somebody wanted that one's connections closed.
+        """
+        disposed, self.held, self._disposed = self._disposed, None, False
         del self._pool, self._home, self._hold
+        return disposed
 
     def connect(self) -> PoolProxiedConnection:
         """Return a share of the connection."""
@@ -174,7 +178,7 @@ class SharedPool(Pool):
         self.held = self._hold()
         share = Share(self.held, self)
         try:
-            cast(Any, self).dispatch.checkout(self.held.driver, share, share)
+            self.listeners.checkout(self.held.driver, share, share)
         except BaseException:
             share.close()
             raise
@@ -182,7 +186,7 @@ class SharedPool(Pool):
 
     def dispose(self) -> None:
         """Remember it for the end of the test."""
-        self.disposed = True
+        self._disposed = True
 
     def recreate(self) -> SharedPool:
         """Return this pool: there is nothing to be made anew."""

@@ -88,14 +88,19 @@ class Dropped:
     def __init__(self, app: Flask) -> None:
         self._app = app
         self._dropped = 0
+        self._listening = False
 
-    def begin(self) -> None:
-        """Begin to listen."""
-        unit_ended.connect(self._ended, sender=self._app)
+    def session_rolled_back(self) -> None:
+        """Listen from now on: the end of the session's unit is not told yet."""
+        # Not from the test's beginning: most tests drop nothing, and a signal takes its time.
+        if not self._listening:
+            self._listening = True
+            unit_ended.connect(self._ended, sender=self._app)
 
     def end(self) -> None:
         """Stop."""
-        unit_ended.disconnect(self._ended, sender=self._app)
+        if self._listening:
+            unit_ended.disconnect(self._ended, sender=self._app)
 
     def _ended(self, _: Flask, unit: Unit, frame: Frame, reason: str) -> None:
         if reason == NOT_COMMITTED and unit.wrote:

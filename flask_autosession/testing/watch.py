@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
-from weakref import WeakSet, ref
+from typing import Any, NamedTuple
+from weakref import ref
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -15,6 +15,7 @@ from flask_autosession.exc import IsolationError
 from flask_autosession.statements import is_write
 
 from .deferred import forget_deferred
+from .held import named
 from .sharing import Share
 
 _SKIPPED = r"(?:\s|--[^\n]*(?:\n|$)|/\*[^!].*?\*/)*"
@@ -33,19 +34,35 @@ _COMMITS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CHANGES = re.compile(_SKIPPED + r"(?:ALTER|CREATE|DROP)\b", re.IGNORECASE | re.DOTALL)
-_watched: WeakSet[Engine] = WeakSet()
+
+
+class _Kind(NamedTuple):
+    """What the text of a statement says of it."""
+
+    begins: bool
+    ends: bool
+    commits: bool
+    changes: bool
+    writes: bool
+
+
+@functools.lru_cache(maxsize=500)
+def _kind(statement: str) -> _Kind:
+    # Tests send the same statements again and again; an engine remembers as many of them.
+    return _Kind(
+        begins=_BEGINS.match(statement) is not None,
+        ends=_ENDS.match(statement) is not None,
+        commits=_COMMITS.match(statement) is not None,
+        changes=_CHANGES.match(statement) is not None,
+        writes=is_write(statement),
+    )
 
 
 def watch(engine: Engine) -> None:
-    """Follow what is done on an engine's connections, once and for all.
+    """Follow what is done on an engine's connections; connections that are not shared go free.
 
-    Connections that are not shared are left alone.
-
-    :param engine: The engine.
+    :param engine: An engine that is not watched yet.
     """
-    if engine in _watched:
-        return
-    _watched.add(engine)
     event.listen(engine, "before_cursor_execute", _before, retval=True)
     event.listen(engine, "after_cursor_execute", _after)
     dialect: Any = engine.dialect
@@ -61,27 +78,29 @@ def _before(
 ) -> tuple[str, Any]:
     share = connection.connection
     if isinstance(share, Share) and share.held.speaker is None:
-        if _BEGINS.match(statement):
+        kind = _kind(statement)
+        if kind.begins:
             # It has begun already. (SQLAlchemy's recipe for SQLite sends BEGIN itself.)
             return "SELECT 1", ()
-        _refuse(connection, statement)
-        if is_write(statement):
+        if kind.ends or kind.commits:
+            _refuse(connection, statement, kind)
+        if kind.writes:
             share.held.written += 1
         else:
             share.reads()
     return statement, parameters
 
 
-def _refuse(connection: Connection, statement: str) -> None:
-    if _ENDS.match(statement):
+def _refuse(connection: Connection, statement: str, kind: _Kind) -> None:
+    if kind.ends:
         raise IsolationError(
-            f"{_named(statement)} was sent as a statement, and would end the transaction that the"
+            f"{named(statement)} was sent as a statement, and would end the transaction that the"
             " test runs in.",
             "Call commit() or rollback() of the session or the connection instead.",
         )
-    if connection.dialect.name in {"mysql", "mariadb"} and _COMMITS.match(statement):
+    if connection.dialect.name in {"mysql", "mariadb"}:
         raise IsolationError(
-            f"{_named(statement)} commits implicitly on MariaDB and MySQL, and would end the"
+            f"{named(statement)} commits implicitly on MariaDB and MySQL, and would end the"
             " transaction that the test runs in.",
             "Use the strategy 'recreate': @pytest.mark.autosession(\"recreate\"), or isolate(app,"
             ' strategy="recreate"). If a fixture does it, by create_all() or drop_all(), take that'
@@ -89,15 +108,11 @@ def _refuse(connection: Connection, statement: str) -> None:
         )
 
 
-def _named(statement: str) -> str:
-    return repr(" ".join(statement.split())[:40])
-
-
 def _after(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-    share, changes = connection.connection, _CHANGES.match(statement)
+    share, changes = connection.connection, _kind(statement).changes
     if isinstance(share, Share):
-        share.held.changed = share.held.changed or changes is not None
-        share.held.check_lost(_named(statement))
+        share.held.changed = share.held.changed or changes
+        share.held.check_lost(statement)
     elif changes:
         forget_deferred(connection.engine)
 

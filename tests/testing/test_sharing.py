@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import os
 import threading
 import warnings
@@ -180,6 +181,36 @@ def test_attributes_of_the_driver_are_there(isolated: World, engine: sa.Engine) 
         assert getattr(connection.connection, ask) is not None
         with pytest.raises(AttributeError):
             _ = connection.connection.no_such_thing
+
+
+def test_a_connection_of_an_earlier_block_is_refused(world: World) -> None:
+    """What was left open and kept all the same cannot reach into the next test."""
+    with pytest.raises(IsolationError, match="left behind"), isolate(world.app):
+        kept = engine_of(world).raw_connection()
+        kept.cursor().execute("INSERT INTO thing (name) VALUES ('early')")
+    with isolate(world.app):
+        with pytest.raises(IsolationError, match="used after the test that had taken it"):
+            kept.cursor()
+        kept.rollback()
+        assert names(world) == []
+
+
+def test_a_block_leaves_nothing_to_the_garbage_collector(world: World) -> None:
+    """Connections and what stands behind them are gone as soon as a test is over."""
+    gc.collect()
+    gc.disable()
+    try:
+        with isolate(world.app), world.app.app_context():
+            world.db.session.execute(insert("gone"))
+            world.db.session.commit()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        modules = {type(one).__module__ for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not any(module.startswith("flask_autosession.testing") for module in modules)
 
 
 def test_two_connections_take_turns(isolated: World, engine: sa.Engine) -> None:

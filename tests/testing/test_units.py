@@ -237,12 +237,13 @@ def warnings(caplog: Caplog) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("strategy", ["rollback", "truncate"])
 @pytest.mark.parametrize("look", ["request", "context"])
 def test_dropped_work_is_warned_of_when_the_test_looks(
-    world: World, caplog: Caplog, look: str
+    world: World, caplog: Caplog, look: str, strategy: str
 ) -> None:
     """A test that looks for what a bare context wrote is told why it is not there, once."""
-    with isolate(world.app):
+    with isolate(world.app, strategy):
         with world.app.app_context():
             world.Thing(name="dropped").save()
         assert warnings(caplog) == []
