@@ -51,8 +51,17 @@ def run_counted(command: list[str]) -> Iterator[int]:
 
 def switch_on() -> None:
     """Begin to count instructions. Before this, the program runs several times as fast."""
+    _switch("on")
+
+
+def switch_off() -> None:
+    """Count no more for a while, to prepare something large for example."""
+    _switch("off")
+
+
+def _switch(how: str) -> None:
     subprocess.run(
-        ["callgrind_control", "--instr=on", str(os.getpid())], check=True, capture_output=True
+        ["callgrind_control", f"--instr={how}", str(os.getpid())], check=True, capture_output=True
     )
 
 

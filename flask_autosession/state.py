@@ -83,7 +83,7 @@ class Failure:
 
 @dataclass
 class _Savepoint:
-    transaction: SessionTransaction
+    depth: int
     callbacks: int
     in_flight: BaseException | None
 
@@ -104,7 +104,8 @@ class Unit:
         """Those of them whose drivers can tell that the database refuses everything."""
         self.on_commit: list[Callback] = []
         self.on_rollback: list[Callback] = []
-        self._savepoints: list[_Savepoint] = []
+        # Looked up when a transaction ends, that of each flush too: not by going through them all.
+        self._savepoints: dict[SessionTransaction, _Savepoint] = {}
 
     @property
     def state(self) -> State:
@@ -140,15 +141,17 @@ class Unit:
 
     def savepoint_set(self, transaction: SessionTransaction) -> None:
         """Note that a savepoint was set; what is registered from now on belongs to it."""
-        self._savepoints.append(_Savepoint(transaction, len(self.on_commit), sys.exception()))
+        self._savepoints[transaction] = _Savepoint(
+            len(self._savepoints), len(self.on_commit), sys.exception()
+        )
 
     def savepoint_released(self, transaction: SessionTransaction | None) -> None:
         """Note that a savepoint was released; a failure in it now sits in what is around it."""
-        depth = self._depth(transaction)
-        if depth is not None:
-            del self._savepoints[depth:]
+        savepoint = None if transaction is None else self._savepoints.get(transaction)
+        if savepoint is not None:
+            self._forget(savepoint)
             if self.failure is not None:
-                self.failure.level = min(self.failure.level, depth)
+                self.failure.level = min(self.failure.level, savepoint.depth)
 
     def savepoint_rolled_back(self, transaction: SessionTransaction) -> Failure | None:
         """Note that a savepoint was rolled back, and with it what was registered or failed in it.
@@ -157,14 +160,13 @@ class Unit:
 
         :return: The failure that was undone, if there was one.
         """
-        depth = self._depth(transaction)
-        if depth is None:
+        savepoint = self._savepoints.get(transaction)
+        if savepoint is None:
             return None
-        savepoint = self._savepoints[depth]
         del self.on_commit[savepoint.callbacks :]
-        del self._savepoints[depth:]
+        self._forget(savepoint)
         failure = self.failure
-        if failure is None or failure.level <= depth:
+        if failure is None or failure.level <= savepoint.depth:
             return None
         self.failure = None
         failure.silent = sys.exception() is savepoint.in_flight
@@ -179,11 +181,10 @@ class Unit:
         self.connections.clear()
         self.telling.clear()
 
-    def _depth(self, transaction: SessionTransaction | None) -> int | None:
-        for depth, savepoint in enumerate(self._savepoints):
-            if savepoint.transaction is transaction:
-                return depth
-        return None
+    def _forget(self, savepoint: _Savepoint) -> None:
+        # The savepoints inside of it have come later, and are over as well.
+        while len(self._savepoints) > savepoint.depth:
+            self._savepoints.popitem()
 
 
 class Frame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import pytest
@@ -95,6 +96,19 @@ def test_savepoints_of_others_are_ignored() -> None:
     unit.savepoint_released(None)
     assert unit.savepoint_rolled_back(savepoint()) is None
     assert unit.level == 1
+
+
+def test_the_end_of_a_transaction_costs_the_same_however_many_savepoints_are_open() -> None:
+    """10,000 nested savepoints, and a flush in each, are followed within a second, not a minute."""
+    unit, open_ = Unit(), [savepoint() for _ in range(10_000)]
+    start = time.process_time()
+    for one in open_:
+        unit.savepoint_set(one)
+        assert unit.savepoint_rolled_back(savepoint()) is None  # the flush's own transaction
+    for one in reversed(open_):
+        unit.savepoint_released(one)
+    assert unit.level == 0
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
