@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         report.replace_marked(given.write.read_text(), "")
     names = with_their_bases(given.contenders)
     parts = [measure(names, database, given.rounds).to_markdown() for database in given.databases]
-    command = shlex.join(["python", "-m", "benchmarks.cost", *given.databases])
+    command = shlex.join(["python", "-m", "benchmarks.cost", *arguments])
     parts.append(report.describe(command, list(_servers(given.databases))))
     print(*parts, sep="\n\n")
     if given.write:

@@ -78,7 +78,8 @@ def describe(command: str, servers: Sequence[str] = ()) -> str:
     return (
         f"`{command}`, on {_processor()}, {os.cpu_count()} cores, {platform.system()}; "
         + ", ".join([f"Python {platform.python_version()}", *servers, *made])
-        + "."
+        + ". Instructions and CPU time are those of the application's own process: what a server"
+        " does shows in the time only."
     )
 
 

@@ -127,7 +127,7 @@ def _fail(world: World) -> Any:
         (_refuse, 409, ["BEGIN", "INSERT 0 1", "ROLLBACK"]),
         (_fail, 500, ["BEGIN", "INSERT 0 1", "ROLLBACK"]),
     ],
-    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+    ids=lambda value: value.__name__.strip("_") if callable(value) else None,
 )
 def test_a_request_sends_its_work_and_one_end(
     world: World,

@@ -106,4 +106,6 @@ def _finish(app: Flask, alchemy: AdvancedAlchemy, item_class: Any) -> Contender:
     engine = alchemy.config[0].get_engine()
     assert isinstance(engine, sa.Engine)
     begin_really(engine)
-    return Contender(app.wsgi_app, fill(engine, item_class.__table__), engine.dispose)
+    with app.app_context():
+        count = fill(alchemy.get_sync_session(), item_class)
+    return Contender(app.wsgi_app, count, engine.dispose)

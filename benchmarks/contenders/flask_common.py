@@ -29,7 +29,6 @@ def finish(app: Flask, db: SQLAlchemy, item_class: Any, *, begin: bool) -> Conte
     :param begin: Whether to give SQLite real transactions. Ours brings its own.
     """
     with app.app_context():
-        engine = db.engine
-    if begin:
-        begin_really(engine)
-    return Contender(app.wsgi_app, fill(engine, item_class.__table__), engine.dispose)
+        if begin:
+            begin_really(db.engine)
+        return Contender(app.wsgi_app, fill(db.session, item_class), db.engine.dispose)

@@ -53,7 +53,9 @@ def make(uri: str) -> Contender:
         config.include("pyramid_tm")
         config.add_request_method(dbsession, reify=True)
         _add_views(config, [*_reads(item_class), insert, insert_id, conflict])
-    return Contender(config.make_wsgi_app(), fill(engine, item_class.__table__), engine.dispose)
+    with factory() as session:
+        count = fill(session, item_class)
+    return Contender(config.make_wsgi_app(), count, engine.dispose)
 
 
 def make_by_hand(uri: str) -> Contender:
@@ -85,7 +87,9 @@ def make_by_hand(uri: str) -> Contender:
     with Configurator() as config:
         config.add_request_method(dbsession, reify=True)
         _add_views(config, [*_reads(item_class), insert, insert_id, conflict])
-    return Contender(config.make_wsgi_app(), fill(engine, item_class.__table__), engine.dispose)
+    with factory() as session:
+        count = fill(session, item_class)
+    return Contender(config.make_wsgi_app(), count, engine.dispose)
 
 
 def _make_engine(uri: str) -> tuple[sa.Engine, sessionmaker[Session], Any]:
