@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from benchmarks import blocks, cost, counting, ratios, report
 from benchmarks.contenders import CONTENDERS, with_their_bases
+from benchmarks.databases import server_database
 from benchmarks.workloads import WORKLOADS
+
+from .world import Database
 
 NAMES = ["flask_by_hand", "ours", "flask_naive"]
 KEYS = [(name, workload.name) for name in NAMES for workload in WORKLOADS]
@@ -29,6 +33,17 @@ def test_rows_too_many_are_an_error() -> None:
         wrong._workload = next(workload for workload in WORKLOADS if workload.name == "read")
         with pytest.raises(RuntimeError, match=r"'ours', 'insert'\).* 1 requests .* 1 rows"):
             wrong.warm_up(times=1)
+
+
+def test_a_database_is_dropped_whatever_happens(postgresql: Database) -> None:
+    """A contender that fails leaves no database behind, not even one that is still in use."""
+    with pytest.raises(ZeroDivisionError), server_database("postgresql") as uri:
+        held = sa.create_engine(uri).connect()
+        name = held.scalar(sa.text("SELECT current_database()"))
+        1 / 0  # noqa: B018
+    held.invalidate()
+    assert name.startswith("autosession_bench_")
+    assert (name,) not in postgresql.rows("SELECT datname FROM pg_database")
 
 
 def test_explicit_forms_come_along() -> None:
