@@ -33,8 +33,8 @@ BUDGET = {
 }
 """Instructions of ours on SQLite, by hand = 1.00."""
 TIME_BUDGET = {"read": 0.95}
-"""Time of ours on PostgreSQL. A read by hand ends with ROLLBACK, on which psycopg forgets the
-statements that it has prepared; ours ends with COMMIT, and keeps them."""
+"""Time of ours on PostgreSQL. A read by hand ends with ROLLBACK, on which psycopg forgets all
+statements that it has prepared, or was about to; ours ends with COMMIT, and keeps them."""
 OURS = ["flask_by_hand", "ours"]
 DATABASES = {"sqlite": "SQLite in memory", "postgresql": "PostgreSQL"}
 
@@ -115,7 +115,8 @@ def check(*, instructions: bool, time: bool, rounds: int) -> int:
         problems += exceeded(to_their_bases(counts), BUDGET, "instructions on SQLite")
     if time:
         with make_blocks(OURS, "postgresql") as blocks:
-            _, wall = timing.take_times(blocks, rounds)
+            budgeted = [block for block in blocks if block.key[1] in TIME_BUDGET]
+            _, wall = timing.take_times(budgeted, rounds)
         problems += exceeded(to_their_bases(wall), TIME_BUDGET, "time on PostgreSQL")
     for problem in problems:
         print(problem, file=sys.stderr)
