@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,7 +98,7 @@ def measure(names: list[str], database: str, rounds: int) -> Result:
 
 def _servers(databases: list[str]) -> Iterator[str]:
     if "sqlite" in databases:
-        yield f"SQLite {'.'.join(map(str, sa.dialects.sqlite.dialect().dbapi.sqlite_version_info))}"
+        yield f"SQLite {sqlite3.sqlite_version}"
     if "postgresql" in databases:
         engine = sa.create_engine(SERVERS["postgresql"], poolclass=sa.NullPool)
         with engine.connect() as connection:

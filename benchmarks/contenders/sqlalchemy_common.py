@@ -30,7 +30,7 @@ def engine_options(uri: str) -> dict[str, Any]:
     return {"poolclass": sa.StaticPool} if uri.startswith("sqlite") else {}
 
 
-def fill(session: Session | scoped_session[Session], item_class: Any) -> Callable[[], int]:
+def fill(session: Session | scoped_session[Any], item_class: Any) -> Callable[[], int]:
     """Make the table and the rows that are there from the beginning; return what counts them.
 
     The rows are made as objects, and not by an INSERT alone: Python adapts its bytecode to what it
