@@ -48,11 +48,13 @@ def main(arguments: list[str]) -> int:
     if given.write:
         # What is wrong with the page is better known before than after a quarter of an hour.
         report.replace_marked(given.write.read_text(), "")
-    names = with_their_bases(given.contenders)
-    parts = [measure(names, database, given.rounds).to_markdown() for database in given.databases]
     command = shlex.join(["python", "-m", "benchmarks.cost", *arguments])
-    parts.append(report.describe(command, list(_servers(given.databases))))
-    print(*parts, sep="\n\n")
+    parts = [report.describe(command, list(_servers(given.databases)))]
+    print(parts[0])
+    for database in given.databases:
+        result = measure(with_their_bases(given.contenders), database, given.rounds)
+        parts.append(result.to_markdown())
+        print("", parts[-1], sep="\n", flush=True)
     if given.write:
         page = report.replace_marked(given.write.read_text(), "\n\n".join(parts))
         given.write.write_text(page)
