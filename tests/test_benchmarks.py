@@ -121,6 +121,27 @@ def test_a_page_keeps_what_stands_around_the_markers() -> None:
     assert report.replace_marked(once, "new") == once
 
 
+def test_what_is_printed_is_what_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The page gets the command with all its options, the versions and the tables."""
+
+    def measure(names: list[str], database: str, rounds: int) -> report.Result:
+        assert (names, database, rounds) == (["flask_by_hand", "ours"], "sqlite", 3)
+        return report.Result("SQLite", names, {"time": dict.fromkeys(KEYS, 1.5)})
+
+    monkeypatch.setattr(cost, "measure", measure)
+    file = tmp_path / "page.md"
+    file.write_text(f"{report.BEGIN}\n{report.END}\n")
+    options = ["sqlite", "--contenders", "ours", "--rounds", "3", "--write", str(file)]
+    assert cost.main(options) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"`python -m benchmarks.cost {' '.join(options)}`, on ")
+    assert ", SQLite 3." in printed
+    assert "| `ok`: no database | 1.50 |" in printed
+    assert file.read_text() == f"{report.BEGIN}\n\n{printed.strip()}\n\n{report.END}\n"
+
+
 @pytest.mark.parametrize(
     "page",
     [
