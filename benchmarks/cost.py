@@ -1,23 +1,28 @@
 """What a request costs: ours, beside the commit written by hand, and beside what others do.
 
-Run ``tox run -e bench``, or this file with ``--help``. All contenders run in one process and take
-turns. Each is held against its own framework's explicit form, which is 1.00.
+Run ``tox run -e bench``, or ``python -m benchmarks.cost --help``. All contenders run in one process
+and take turns. Each is held against its own framework's explicit form, which is 1.00.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib
+import os
+import shlex
+import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from benchmarks import counting
-from benchmarks.contenders import Contender
-from benchmarks.workloads import WORKLOADS, Visitor, Workload
+import sqlalchemy as sa
 
-OURS = {"ours": "flask_by_hand"}
-OTHERS = {"flask_naive": "flask_by_hand"}
+from benchmarks import counting, report, timing
+from benchmarks.blocks import make_blocks
+from benchmarks.contenders import CONTENDERS, with_their_bases
+from benchmarks.databases import SERVERS
+from benchmarks.ratios import Key, medians, to_their_bases
+from benchmarks.report import Result
+
 BUDGET = {
     "ok": 1.00,
     "read": 1.05,
@@ -27,99 +32,110 @@ BUDGET = {
     "held": 1.01,
     "conflict": 0.97,
 }
-Costs = dict[tuple[str, str], float]
-WARM_UP = 30
-
-
-class Block:
-    """Some requests of one kind to one contender, which are measured together."""
-
-    def __init__(self, name: str, contender: Contender, workload: Workload) -> None:
-        self.key: tuple[str, str] = (name, workload.name)
-        self.repeat: int = workload.repeat
-        self._contender = contender
-        self._workload = workload
-        self._visit = Visitor(contender.app, workload)
-
-    def warm_up(self) -> None:
-        """Send requests until all caches are filled, and check what they leave behind."""
-        before = self._contender.count()
-        for _ in range(WARM_UP):
-            self._visit()
-        kept = self._contender.count() - before
-        if kept != WARM_UP * self._workload.kept:
-            raise RuntimeError(f"{self.key}: {WARM_UP} requests have left {kept} rows behind")
-
-    def __call__(self) -> None:
-        visit = self._visit
-        for _ in range(self.repeat):
-            visit()
-
-
-def make_blocks(names: list[str], uri: str) -> Iterator[Block]:
-    """Make the applications, and what is measured of them, in turns."""
-    contenders = {
-        name: importlib.import_module(f"benchmarks.contenders.{name}").make(uri) for name in names
-    }
-    for workload in WORKLOADS:
-        for name, contender in contenders.items():
-            yield Block(name, contender, workload)
-
-
-def take_instructions(blocks: list[Block], rounds: int) -> None:
-    """Run the blocks under callgrind; what they have cost is counted there."""
-    for block in blocks:
-        block.warm_up()
-    # What the applications themselves hold is not to be gone through in the middle of a block.
-    gc.collect()
-    gc.freeze()
-    counting.switch_on()
-    for _ in range(rounds):
-        for block in blocks:
-            gc.collect()
-            counting.count(block)
-
-
-def measure_instructions(names: list[str], rounds: int) -> Costs:
-    """Return how many instructions a request takes, in the quietest round."""
-    arguments = [
-        "-m",
-        "benchmarks.cost",
-        "--inside",
-        "--rounds",
-        str(rounds),
-        "--contenders",
-        *names,
-    ]
-    counts = list(counting.run_counted(arguments))
-    keys = [(name, workload) for workload in WORKLOADS for name in names]
-    found: dict[tuple[str, str], list[float]] = {(name, one.name): [] for name, one in keys}
-    for (name, workload), number in zip(keys * rounds, counts, strict=True):
-        found[name, workload.name].append(number / workload.repeat)
-    return {key: min(numbers) for key, numbers in found.items()}
+"""Instructions of ours on SQLite, by hand = 1.00."""
+TIME_BUDGET = {"read": 0.95}
+"""Time of ours on PostgreSQL. A read by hand ends with ROLLBACK, on which psycopg forgets all
+statements that it has prepared, or was about to; ours ends with COMMIT, and keeps them."""
+OURS = ["flask_by_hand", "ours"]
+DATABASES = {"sqlite": "SQLite in memory", "postgresql": "PostgreSQL"}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--contenders", nargs="*", default=["flask_by_hand", "ours"])
-    given = parser.parse_args(arguments)
-    if given.inside:
-        take_instructions(list(make_blocks(given.contenders, "sqlite://")), given.rounds)
-        return 0
-    costs = measure_instructions(given.contenders, given.rounds)
-    for workload in WORKLOADS:
-        base = costs["flask_by_hand", workload.name]
-        print(
-            f"{workload.name:10}",
-            f"{base:12.0f}",
-            *(
-                f"{n} {costs[n, workload.name]:12.0f} {costs[n, workload.name] / base:.3f}"
-                for n in given.contenders[1:]
-            ),
-        )
+    """Measure, and print the tables; or check a budget, and return 1 if it does not hold."""
+    given = _parse(arguments)
+    if given.check or given.check_time:
+        return check(instructions=given.check, time=given.check_time, rounds=given.rounds)
+    if given.write:
+        # What is wrong with the page is better known before than after a quarter of an hour.
+        report.replace_marked(given.write.read_text(), "")
+    command = shlex.join(["python", "-m", "benchmarks.cost", *arguments])
+    parts = [report.describe(command, list(_servers(given.databases)))]
+    print(parts[0])
+    for database in given.databases:
+        result = measure(with_their_bases(given.contenders), database, given.rounds)
+        parts.append(result.to_markdown())
+        print("", parts[-1], sep="\n", flush=True)
+    if given.write:
+        page = report.replace_marked(given.write.read_text(), "\n\n".join(parts))
+        given.write.write_text(page)
     return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    automatic = [name for name, entry in CONTENDERS.items() if entry.base]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cost", description=__doc__.partition("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("databases", nargs="*", metavar="DATABASE", help=", ".join(DATABASES))
+    add("--contenders", nargs="+", choices=automatic, default=automatic, metavar="NAME")
+    add("--rounds", type=int, default=60, help="how many times all take turns, when timed")
+    add("--check", action="store_true", help="fail if ours takes too many instructions, on SQLite")
+    add("--check-time", action="store_true", help="fail if ours takes too long, on PostgreSQL")
+    add("--write", type=Path, metavar="FILE", help="put the tables into this page, too")
+    given = parser.parse_args(arguments)
+    given.databases = given.databases or list(DATABASES)
+    for database in given.databases:
+        if database not in DATABASES:
+            parser.error(f"no database {database!r}: choose among {', '.join(DATABASES)}")
+    return given
+
+
+def measure(names: list[str], database: str, rounds: int) -> Result:
+    """Measure some contenders on one database by all means there are."""
+    result = Result(DATABASES[database], names)
+    if counting.is_available():
+        counts = counting.count_instructions(names, database, rounds=1)
+        result.ratios["instructions"] = to_their_bases(counts)
+        result.absolutes["thousand instructions"] = medians(counts, 1e-3)
+    else:
+        print("valgrind is not installed: instructions are not counted", file=sys.stderr)
+    with make_blocks(names, database) as blocks:
+        cpu, wall = timing.take_times(blocks, rounds)
+    result.ratios["CPU time"] = to_their_bases(cpu)
+    result.ratios["time"] = to_their_bases(wall)
+    result.absolutes["microseconds"] = medians(wall, 1e6)
+    return result
+
+
+def _servers(databases: list[str]) -> Iterator[str]:
+    if "sqlite" in databases:
+        yield f"SQLite {sqlite3.sqlite_version}"
+    if "postgresql" in databases:
+        engine = sa.create_engine(SERVERS["postgresql"], poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            yield f"PostgreSQL {str(connection.scalar(sa.text('SHOW server_version'))).split()[0]}"
+
+
+def check(*, instructions: bool, time: bool, rounds: int) -> int:
+    """Hold ours against its budgets; print what exceeds them, and return 1 if anything does."""
+    problems = []
+    if instructions:
+        if not counting.is_available():
+            print("valgrind is not installed: the instructions were not checked", file=sys.stderr)
+            return int(os.environ.get("AUTOSESSION_REQUIRE_SERVICES") == "1")
+        counts = counting.count_instructions(OURS, "sqlite", rounds=3)
+        problems += exceeded(to_their_bases(counts), BUDGET, "instructions on SQLite")
+    if time:
+        with make_blocks(OURS, "postgresql") as blocks:
+            budgeted = [block for block in blocks if block.key[1] in TIME_BUDGET]
+            _, wall = timing.take_times(budgeted, rounds)
+        problems += exceeded(to_their_bases(wall), TIME_BUDGET, "time on PostgreSQL")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
+
+
+def exceeded(ratios: Mapping[Key, float], budget: Mapping[str, float], what: str) -> list[str]:
+    """Return a line for each workload of ours that takes more than it may."""
+    for workload, most in budget.items():
+        print(f"{workload:10} {ratios['ours', workload]:.3f} of {most:.2f} {what}")
+    return [
+        f"{workload}: {ratios['ours', workload]:.3f} times the {what} of the commit by hand,"
+        f" and the budget is {most:.2f}"
+        for workload, most in budget.items()
+        if ratios["ours", workload] > most
+    ]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What it costs to undo a test: each strategy of the toolkit, beside what one would write by hand.
 
-Run ``tox run -e bench``, or this file with ``--help``. One test is an insert and a commit. All ways
-take turns, round by round, so that whatever else the machine does falls on each of them alike; the
-quickest round of each is printed, in milliseconds a test.
+Run ``tox run -e bench``, or ``python -m benchmarks.isolation --help``. One test is an insert and a
+commit. All ways take turns, round by round, so that whatever else the machine does falls on each of
+them alike; the quickest round of each is printed, in milliseconds a test.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +21,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
+from benchmarks.databases import SERVERS, server_database
 from flask_autosession import AutoSession
 from flask_autosession.testing import isolate, schema
 
-SERVERS = {
-    "postgresql": "postgresql+psycopg://postgres@127.0.0.1:5432/postgres",
-    "mariadb": "mysql+pymysql://root@127.0.0.1:3306/",
-}
 TABLES = (10, 50)
 BUDGET_BY_HAND = 1.2
 BUDGET_RECREATE = {10: 10.0, 50: 40.0}
@@ -65,15 +61,8 @@ def database(kind: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield f"sqlite:///{Path(folder) / 'bench.db'}"
         return
-    url, name = sa.make_url(SERVERS[kind]), f"autosession_bench_{uuid.uuid4().hex[:8]}"
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        try:
-            yield url.set(database=name).render_as_string(hide_password=False)
-        finally:
-            force = " WITH (FORCE)" if kind == "postgresql" else ""
-            connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
+    with server_database(kind) as uri:
+        yield uri
 
 
 def make_app(uri: str, tables: int) -> tuple[Flask, SQLAlchemy, Any]:
