@@ -12,6 +12,7 @@ from .cli import adopt, begin, current_command, leave_shell, leaving
 from .config import Settings
 from .current import (
     app_contexts,
+    current_context,
     current_request,
     current_scope,
     request_contexts,
@@ -89,9 +90,8 @@ class ContextHooks(Wrapping):
 
         def app_context(*args: Any) -> Any:
             context = original(*args)
-            thread = get_ident()
-            if thread in serving:
-                serving.discard(thread)
+            if serving[0] == get_ident():
+                serving[0] = None
             else:
                 remember(context)
             return context
@@ -130,7 +130,7 @@ class ContextHooks(Wrapping):
         """Note that the request's fate is decided, before the teardown functions run."""
 
         def do_teardown_request(*args: Any) -> None:
-            context = app_contexts.get()
+            context = current_context()
             if getattr(context, "autosession", None) is not False:
                 self._tear_down_request(context, original, args)
                 return
@@ -190,7 +190,7 @@ class ContextHooks(Wrapping):
         """End the context's unit of work, and remove its session whatever else fails."""
 
         def do_teardown_appcontext(*args: Any) -> None:
-            context = app_contexts.get()
+            context = current_context()
             if getattr(context, "autosession", None) is not False:
                 self._tear_down_appcontext(context, original, args)
                 return

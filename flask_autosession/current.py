@@ -6,6 +6,7 @@ asked for. That is nothing for a view, and too much for what happens on every re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -27,6 +28,8 @@ Its attribute ``autosession`` is its scope. Before there is one it says whether 
 dispatched in a context of its own; False when that is decided. An attribute of ``flask.g`` would be
 found by functions of Python, and so would cost a request without a database more than all the rest.
 """
+current_context: Callable[[], Any] = app_contexts.get
+"""Returns the current app context; raises LookupError if there is none."""
 request_contexts: ContextVar[Any] = _stands_on(request)
 """Holds that which has the current request; from Flask 3.2 on it is the app context, too."""
 
@@ -53,3 +56,8 @@ def current_request() -> Any:
 def request_name() -> str:
     """Return what the current request is called in the log."""
     return f"{request.method} {request.path}" if has_request_context() else "a request"
+
+
+def is_dispatched(scope: Scope) -> bool:
+    """Whether what a scope is in right now is the dispatch of the current request."""
+    return scope.frame.running and scope.frame.request is current_request()

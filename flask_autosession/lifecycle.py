@@ -20,11 +20,19 @@ from werkzeug.exceptions import InternalServerError
 
 from .config import Settings
 from .contexts import ContextHooks
-from .current import app_contexts, current_request, current_scope, request_name, scope_in
+from .current import (
+    app_contexts,
+    current_context,
+    current_request,
+    current_scope,
+    is_dispatched,
+    request_name,
+    scope_in,
+)
 from .origins import is_shared, serving, stands_alone
 from .scope import Scope
 from .state import Frame, Phase
-from .streams import follow, read_here
+from .streams import end_dispatch, follow, read_here
 from .wrapping import Wrapped
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
@@ -70,12 +78,12 @@ class Lifecycle(ContextHooks):
         def wsgi_app(*args: Any) -> Any:
             if app_contexts.get(None) is not None:
                 return self._serve_inside(original, args)
-            serving.add(get_ident())
+            serving[0] = thread = get_ident()
             try:
                 return original(*args)
-            except BaseException:
-                serving.discard(get_ident())  # there may have been no context
-                raise
+            finally:
+                if serving[0] == thread:  # no context was made
+                    serving[0] = None
 
         return wsgi_app
 
@@ -97,7 +105,7 @@ class Lifecycle(ContextHooks):
                 self._served = True
                 # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
                 self.put_in_front(self.handle_user_exception, self.handle_exception)
-            context = app_contexts.get()
+            context = current_context()
             if getattr(context, "autosession", None) is None:
                 context.autosession = True
             else:
@@ -110,7 +118,7 @@ class Lifecycle(ContextHooks):
                 scope = self.scope()
                 if error is not scope.frame.refused:
                     scope.raised(error)
-                    _end_dispatch(scope.frame)
+                    end_dispatch(scope.frame)
                     raise
                 # As if the view had raised it: first the handlers of the application are asked.
                 return self._answer(scope, self._ask_handlers, *args, error)
@@ -126,7 +134,7 @@ class Lifecycle(ContextHooks):
             response = self._concluded(scope, response)
         else:
             self._conclude(scope, response)
-        _end_dispatch(scope.frame)
+        end_dispatch(scope.frame)
         return response
 
     def _ask_handlers(self, *args: Any) -> Any:
@@ -140,7 +148,7 @@ class Lifecycle(ContextHooks):
             scope.raised(error)
             raise
         finally:
-            _end_dispatch(scope.frame)
+            end_dispatch(scope.frame)
 
     def _enter(self, current: object) -> Scope:
         scope = self.scope()
@@ -161,7 +169,7 @@ class Lifecycle(ContextHooks):
         """
 
         def process_response(*args: Any) -> Response:
-            context = app_contexts.get()
+            context = current_context()
             if getattr(context, "autosession", None) is not True:
                 self._flush(scope_in(context), args)
             response: Response = original(*args)
@@ -173,7 +181,7 @@ class Lifecycle(ContextHooks):
         return process_response
 
     def _flush(self, scope: Scope | None, args: tuple[Any, ...]) -> None:
-        if scope is None or not _is_dispatched(scope) or scope.frame.errored:
+        if scope is None or not is_dispatched(scope) or scope.frame.errored:
             return
         response = next(arg for arg in args if isinstance(arg, Response))
         if self._success(response):
@@ -205,7 +213,7 @@ class Lifecycle(ContextHooks):
         return response
 
     def _roll_back_failure(self, scope: Scope | None, response: Response) -> None:
-        if scope is not None and _is_dispatched(scope) and not self._success(response):
+        if scope is not None and is_dispatched(scope) and not self._success(response):
             self._conclude(scope, response)
 
     def handle_user_exception(self, original: Wrapped) -> Wrapped:
@@ -238,13 +246,3 @@ def _refuse(scope: Scope, response: Response, error: Exception) -> None:
     scope.raised(error)
     with suppress(Exception):
         response.close()  # as a server does with what it does not send
-
-
-def _is_dispatched(scope: Scope) -> bool:
-    return scope.frame.running and scope.frame.request is current_request()
-
-
-def _end_dispatch(frame: Frame) -> None:
-    frame.running = False
-    if frame.body is not None:
-        frame.phase = frame.behind

@@ -23,9 +23,10 @@ LEFTOVERS: Mapping[Phase, str] = {
 """Why nobody commits what is left, by what went on in a context that ends."""
 _OUTER = "flask_autosession.outer"
 
-serving: set[int] = set()
-"""The threads that are about to make the context of a request which a server has sent. Its response
-will decide, whatever else goes on; and to ask click costs more than all the rest."""
+serving: list[int | None] = [None]
+"""The thread that is about to make the context of a request which a server has sent. Its response
+will decide, whatever else goes on; and to ask click costs more than all the rest. Where several
+threads are, the last one to come is: the others ask click for nothing."""
 
 
 @dataclass(frozen=True)

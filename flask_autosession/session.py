@@ -87,6 +87,7 @@ class UnitSession(Session):
         except BaseException as error:
             unit.wrote = wrote
             scope.flush_failed(self, error)
+            del scope, unit  # or else this frame keeps what keeps the error that keeps this frame
             raise
         if flushed:
             unit.flushed.update(flushed)

@@ -33,6 +33,13 @@ def follow(frame: Frame, response: Response, *, success: bool) -> None:
         frame.behind = Phase.STREAM if success else Phase.DECIDED
 
 
+def end_dispatch(frame: Frame) -> None:
+    """Note that Flask dispatches the request no more; its body may still have to be made."""
+    frame.running, frame.refused = False, None
+    if frame.body is not None:
+        frame.phase = frame.behind
+
+
 def pause_stream(scope: Scope, frame: Frame, *, shared: bool) -> None:
     """Keep the frame of a request for its stream, whose context is torn down before it begins.
 
