@@ -133,7 +133,7 @@ class UnitOfWork(Failing):
         before, self.ending = self.ending, True
         try:
             if close and not _rollback_is_heard(session):
-                session.close()  # which rolls back, too, with half of the work
+                session.reset()  # which rolls back, too, with half of the work
             else:
                 if close:
                     session.expunge_all()
