@@ -100,10 +100,23 @@ def mariadb() -> Iterator[Database]:
     yield from _served("mariadb", MARIADB)
 
 
-def _served(kind: str, admin_uri: str) -> Iterator[Database]:
+@pytest.fixture(scope="session")
+def postgresql_lab() -> Iterator[Database]:
+    """A database without tables, whose connections may be cut: others are in nobody's way."""
+    yield from _served("postgresql", POSTGRESQL, tables=False)
+
+
+@pytest.fixture(scope="session")
+def mariadb_lab() -> Iterator[Database]:
+    """A database without tables, which may be dropped and made again."""
+    yield from _served("mariadb", MARIADB, tables=False)
+
+
+def _served(kind: str, admin_uri: str, *, tables: bool = True) -> Iterator[Database]:
     server = _Server(kind, admin_uri)
     database = Database(kind, server.uri)
-    database.create()
+    if tables:
+        database.create()
     yield database
     database.engine.dispose()
     server.drop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -44,6 +45,9 @@ class Shop(World):
 class Exchange:
     """One request, carried out as a server does it, and no further than it is asked to.
 
+    As in a server's thread, what is current in it is not current in another one: Flask 3.0 keeps a
+    stream's context pushed while that is sent.
+
     ``out`` lists how many connections are checked out whenever the server gets something that it
     could send: at ``start_response()``, and with each chunk.
     """
@@ -52,8 +56,11 @@ class Exchange:
         self.status = ""
         self.out: list[int] = []
         self._shop = shop
+        self._context = Context()
         environ = EnvironBuilder(path).get_environ()
-        self._body: Iterable[bytes] = shop.app.wsgi_app(environ, self._start_response)
+        self._body: Iterable[bytes] = self._context.run(
+            shop.app.wsgi_app, environ, self._start_response
+        )
         self._chunks = iter(self._body)
 
     def _start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
@@ -62,10 +69,10 @@ class Exchange:
 
     def next_chunk(self) -> bytes | None:
         """Take one chunk, or None at the end, with which the body is closed."""
-        chunk = next(self._chunks, None)
+        chunk = self._context.run(next, self._chunks, None)
         self.out.append(self._shop.out)
         if chunk is None:
-            self._body.close()  # type: ignore[attr-defined]
+            self._context.run(self._body.close)  # type: ignore[attr-defined]
         return chunk
 
     def finish(self) -> tuple[str, list[int]]:

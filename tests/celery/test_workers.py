@@ -160,7 +160,8 @@ def test_children_do_not_share_the_parents_connection(prefork: Site, tmp_path: P
 )
 def test_row_28_time_limits(prefork: Site, limit: str, error: type[Exception]) -> None:
     """A task that takes too long has left nothing: told by an exception, or killed."""
-    result = prefork.world.wait.apply_async([limit], **{limit: 1})
+    # Not less: it has to connect before it can say that it waits, on a machine that is busy.
+    result = prefork.world.wait.apply_async([limit], **{limit: 3})
     prefork.worker.wait_for(f"inside {limit}")
     with pytest.raises(error):
         result.get(timeout=WAIT)
