@@ -346,8 +346,13 @@ def test_every_task_ends_as_it_must(run: Run) -> None:
         plan = Plan.of(number)
         if final.get(number) != {plan.final}:
             problems.append(f"{number} {plan} ended as {final.get(number)}")
+        told = {plan.final}
+        if plan.retries and plan.final == "FAILURE":
+            # Celery stores that it will try again when the message for that is under way already,
+            # and in a pool of threads may so overwrite what has come of it.
+            told.add("RETRY")
         # Celery keeps no result of those that ask it not to.
-        if plan.final in ("SUCCESS", "FAILURE") and run.reported[number] != plan.final:
+        if plan.final in ("SUCCESS", "FAILURE") and run.reported[number] not in told:
             problems.append(f"{number} {plan} is reported as {run.reported[number]}")
     run.refuse(problems)
 
