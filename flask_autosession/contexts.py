@@ -109,9 +109,8 @@ class ContextHooks(Wrapping):
                     self.scope()  # which makes that context look different from a request's own
             return original(environ, *args)
 
-        if app_contexts is request_contexts:  # from Flask 3.2 on it is an app context, too
-            return self.app_context(request_context)
-        return request_context
+        both = self.app_context(request_context)  # from Flask 3.2 on it is an app context, too
+        return both if app_contexts is request_contexts else request_context
 
     def invoke_command(self, original: Any, command: click.Context) -> Any:
         """Run a command of ``app.cli`` in an app context, as the ``flask`` command does."""

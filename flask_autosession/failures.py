@@ -32,7 +32,8 @@ class Failing:
     @property
     def failure(self) -> Failure | None:
         """What dooms the unit, if anything."""
-        return self.unit.failure or self._aborted()
+        unit = self.unit
+        return unit.failure or (self._aborted() if unit.telling else None)
 
     def _aborted(self) -> Failure | None:
         for connection in self.unit.telling:

@@ -23,6 +23,9 @@ class UnitOfWork(Failing):
     It knows nothing of requests: :class:`.Scope` says when a unit ends, and what follows.
     """
 
+    unit: Unit
+    session: Session | None = None
+    ending: bool = False
     _committing: bool = False
     _durable: bool = False
 
@@ -147,8 +150,7 @@ class UnitOfWork(Failing):
 
     def _finish(self, outcome: State, reason: str) -> None:
         unit = self.unit
-        if self._guarded is not None:
-            self._unguard()
+        self._unguard()
         if unit.used:
             self.unit = Unit()
             unit.outcome = outcome
@@ -161,8 +163,7 @@ class UnitOfWork(Failing):
         """
         session = self.session
         self.session = None
-        if self._guarded is not None:
-            self._unguard()
+        self._unguard()
         if session is not None:
             session.scope = None  # type: ignore[attr-defined]
         return session

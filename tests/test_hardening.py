@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -548,6 +549,52 @@ def test_row_20_what_a_context_teardown_function_writes_is_told_of(
     assert world.database.names == ["kept"]
     (record,) = caplog.records
     assert "it was written while the context was torn down" in record.getMessage()
+
+
+def test_row_20_a_context_teardown_function_may_be_the_first_to_touch_the_session(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that did not use the database is over, too: what comes later is dropped."""
+
+    @world.app.teardown_appcontext
+    def teardown(error: BaseException | None) -> None:
+        world.Thing(name="late").save()
+
+    assert answer(world, lambda: "nothing") == 200
+    assert world.database.names == []
+    (record,) = caplog.records
+    assert "it was written while the context was torn down" in record.getMessage()
+
+
+def test_row_20_what_a_teardown_function_drops_by_choice_is_told_of(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rollback() behind a response that says success names its place."""
+
+    @world.app.teardown_request
+    def teardown(error: BaseException | None) -> None:
+        world.Thing(name="late").save()
+        world.db.session.rollback()
+
+    assert answer(world, lambda: str(world.Thing(name="kept").save().id)) == 200
+    assert world.database.names == ["kept"]
+    (record,) = caplog.records
+    assert re.search(r"rollback\(\) was called at .*test_hardening\.py", record.getMessage())
+
+
+def test_row_02_an_engine_with_options_of_its_own_is_followed_too(world: World) -> None:
+    """What is sent through ``engine.execution_options()`` is part of the unit, and fails with it."""
+
+    @world.app.post("/<int:status>")
+    def view(status: int) -> Any:
+        engine = world.db.engine.execution_options(logging_token="other")
+        insert = sa.insert(thing).values(name=f"row {status}")
+        world.db.session.execute(insert, bind_arguments={"bind": engine})
+        return "", status
+
+    client = world.app.test_client()
+    assert [client.post(f"/{status}").status_code for status in (201, 400, 202)] == [201, 400, 202]
+    assert world.database.names == ["row 201", "row 202"]
 
 
 # What goes past the session
