@@ -583,7 +583,7 @@ def test_row_20_what_a_teardown_function_drops_by_choice_is_told_of(
 
 
 def test_row_02_an_engine_with_options_of_its_own_is_followed_too(world: World) -> None:
-    """What is sent through ``engine.execution_options()`` is part of the unit, and fails with it."""
+    """What goes through ``engine.execution_options()`` is part of the unit, and fails with it."""
 
     @world.app.post("/<int:status>")
     def view(status: int) -> Any:
