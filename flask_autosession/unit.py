@@ -132,8 +132,10 @@ class UnitOfWork(Failing):
         """
         before, self.ending = self.ending, True
         try:
-            if close and not _rollback_is_heard(session):
-                session.close()  # which rolls back, too, with half of the work
+            if close and not self.unit.wrote and not _rollback_is_heard(session):
+                # Which rolls back, too, with half of the work, but leaves an object whose INSERT
+                # was taken back looking like one that has a row: saved again, it would be lost.
+                session.close()
             else:
                 if close:
                     session.expunge_all()

@@ -676,3 +676,31 @@ def test_an_attribute_set_to_what_it_was_in_a_dead_savepoint(world: World) -> No
             one.name = "one"
         assert one.name == "one"
     assert world.database.names == ["one"]
+
+
+def test_row_02_an_object_whose_insert_was_rolled_back_can_be_saved_again(world: World) -> None:
+    """What one request could not keep, a later request saves anew, and it is durable."""
+    kept = world.Thing(name="kept")
+
+    @world.app.get("/<int:status>")
+    def view(status: int) -> tuple[str, int]:
+        kept.save()
+        return "done", status
+
+    client = world.app.test_client()
+    assert client.get("/400").status_code == 400
+    assert world.database.names == []
+    assert client.get("/200").status_code == 200
+    assert world.database.names == ["kept"]
+
+
+def test_row_12_an_object_of_a_doomed_unit_can_be_saved_again(world: World) -> None:
+    """After a preview the same object is saved for real, and is durable."""
+    kept = world.Thing(name="kept")
+    with world.auto.unit(world.app):
+        kept.save()
+        world.auto.doom()
+    assert world.database.names == []
+    with world.auto.unit(world.app):
+        kept.save()
+    assert world.database.names == ["kept"]
