@@ -24,7 +24,6 @@ from .current import (
     app_contexts,
     current_context,
     current_request,
-    current_scope,
     is_dispatched,
     request_name,
     scope_in,
@@ -88,7 +87,7 @@ class Lifecycle(ContextHooks):
         return wsgi_app
 
     def _serve_inside(self, original: Wrapped, args: tuple[Any, ...]) -> Any:
-        outer = current_scope() if current_app == self.app else None
+        outer = self.scope() if current_app == self.app else None
         if outer is not None and not stands_alone(outer):
             # A request made by a view, whose own unit is not over: neither may end the other's.
             with self.app.app_context():

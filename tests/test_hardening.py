@@ -13,6 +13,7 @@ from flask import (
     Flask,
     abort,
     copy_current_request_context,
+    g,
     redirect,
     request,
     request_started,
@@ -704,3 +705,50 @@ def test_row_12_an_object_of_a_doomed_unit_can_be_saved_again(world: World) -> N
     with world.auto.unit(world.app):
         kept.save()
     assert world.database.names == ["kept"]
+
+
+def test_row_16_a_listener_that_runs_the_statements_itself_hides_no_write(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A do_execute listener of the application that returns True comes behind the extension's."""
+    with world.app.app_context():
+        engine = world.db.engine
+
+    @sa.event.listens_for(engine, "do_execute")
+    def run(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        cursor.execute(statement, parameters)
+        return True
+
+    def view() -> str:
+        world.db.session.execute(sa.insert(thing).values(name="dropped"))
+        world.db.session.rollback()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == []
+    assert "rollback() was called" in caplog.text
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_row_31_a_request_made_by_a_view_has_a_context_of_its_own(
+    world: World, touched: bool
+) -> None:
+    """Whether the view has used the session by then makes no difference to what both see in g."""
+
+    @world.app.get("/inner")
+    def inner() -> str:
+        before, g.who = g.get("who", "nobody"), "inner"
+        world.Thing(name="inner").save()
+        return before
+
+    @world.app.get("/outer")
+    def outer() -> tuple[str, int]:
+        g.who = "outer"
+        if touched:
+            world.Thing.query.count()
+        before = world.app.test_client().get("/inner").text
+        world.db.session.rollback()
+        return f"{before} {g.who}", 400
+
+    assert world.app.test_client().get("/outer").text == "nobody outer"
+    assert world.database.names == ["inner"]
