@@ -15,7 +15,7 @@ from threading import get_ident
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, request_finished
 from werkzeug.exceptions import InternalServerError
 
 from .config import Settings
@@ -101,9 +101,9 @@ class Lifecycle(ContextHooks):
 
         def full_dispatch_request(*args: Any) -> Response:
             if not self._served:
-                self._served = True
                 # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
                 self.put_in_front(self.handle_user_exception, self.handle_exception)
+                self._served = True  # behind it, for other threads go by this
             context = current_context()
             if getattr(context, "autosession", None) is None:
                 context.autosession = True
@@ -172,9 +172,11 @@ class Lifecycle(ContextHooks):
             if getattr(context, "autosession", None) is not True:
                 self._flush(scope_in(context), args)
             response: Response = original(*args)
-            if getattr(context, "autosession", None) is not True:
-                # Touched by now: an after_request function may have been the first to do it.
+            untouched = getattr(context, "autosession", None) is True
+            if not untouched:  # an after_request function may have been the first to touch it
                 self._roll_back_failure(scope_in(context), response)
+            elif request_finished.receivers and not self._success(response):
+                self._conclude(self.scope(), response)  # before one of them is the first
             return response
 
         return process_response

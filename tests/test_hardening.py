@@ -16,6 +16,7 @@ from flask import (
     g,
     redirect,
     request,
+    request_finished,
     request_started,
 )
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
@@ -752,3 +753,25 @@ def test_row_31_a_request_made_by_a_view_has_a_context_of_its_own(
 
     assert world.app.test_client().get("/outer").text == "nobody outer"
     assert world.database.names == ["inner"]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_row_20_a_receiver_commits_behind_a_failure_whoever_came_first(
+    database: Database, touched: bool
+) -> None:
+    """An audit row of a request_finished receiver is kept, though the view used no session."""
+    world = World(database, AUTOSESSION_EXPLICIT_COMMIT="flush")
+
+    def audit(sender: Flask, **_: Any) -> None:
+        world.Thing(name="audit").save()
+        world.db.session.commit()
+
+    def view() -> tuple[str, int]:
+        if touched:
+            world.Thing(name="view").save()
+        return "failed", 400
+
+    with request_finished.connected_to(audit, world.app):
+        assert answer(world, view) == 400
+    assert world.database.names == ["audit"]
+    world.close()
