@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from flask import (
     Flask,
+    Response,
     abort,
     copy_current_request_context,
     g,
@@ -775,3 +776,39 @@ def test_row_20_a_receiver_commits_behind_a_failure_whoever_came_first(
         assert answer(world, view) == 400
     assert world.database.names == ["audit"]
     world.close()
+
+
+@pytest.mark.parametrize("where", ["view", "before_request"])
+def test_row_03_an_application_that_answers_exceptions_itself_keeps_no_half(
+    world: World, where: str
+) -> None:
+    """A subclass of Flask that never asks handle_user_exception has the work rolled back too."""
+
+    class Tolerant(Flask):
+        def full_dispatch_request(self, *args: Any) -> Response:
+            dispatch: Any = self
+            try:
+                answer = dispatch.preprocess_request(*args)
+                if answer is None:
+                    answer = dispatch.dispatch_request(*args)
+            except ValueError:
+                answer = "sorry"
+            response: Response = dispatch.finalize_request(*args, answer)
+            return response
+
+    app = Tolerant("tolerant")
+    app.config["SQLALCHEMY_DATABASE_URI"] = world.database.uri
+    world.auto.init_app(app)
+
+    def fail() -> str:
+        world.Thing(name="half").save()
+        raise ValueError
+
+    app.add_url_rule("/", view_func=fail if where == "view" else str)
+    if where == "before_request":
+        app.before_request(fail)
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (200, "sorry")
+    assert world.database.names == []
+    with app.app_context():
+        world.db.engine.dispose()
