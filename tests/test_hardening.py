@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import logging
+import weakref
 from contextlib import suppress
 from typing import Any
 
+import click
 import pytest
 import sqlalchemy as sa
 from flask import (
@@ -812,3 +815,20 @@ def test_row_03_an_application_that_answers_exceptions_itself_keeps_no_half(
     assert world.database.names == []
     with app.app_context():
         world.db.engine.dispose()
+
+
+def test_row_24_a_command_that_serves_keeps_nothing_of_its_requests(world: World) -> None:
+    """A request that uses the session before its dispatch, as a stored flask.session does, goes."""
+    scopes: list[weakref.ref[Any]] = []
+
+    class Stored(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: Any) -> SecureCookieSession | None:
+            scopes.append(weakref.ref(world.db.session().scope))
+            return super().open_session(app, request)
+
+    world.app.session_interface = Stored()
+    with click.Context(click.Command("serve")):
+        assert answer(world, lambda: str(world.Thing(name="served").save().id)) == 200
+        gc.collect()
+        assert [scope() for scope in scopes] == [None]
+    assert world.database.names == ["served"]
