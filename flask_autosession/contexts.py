@@ -24,6 +24,7 @@ from .origins import (
     exception_of,
     is_made_by,
     is_of_command,
+    is_served,
     is_shared,
     note_outer,
     remember,
@@ -82,7 +83,7 @@ class ContextHooks(Wrapping):
             return
         if is_made_by(root):
             adopt(scope, root)
-        elif stands_alone(scope):
+        elif stands_alone(scope) and not is_served():
             begin(scope, root)
 
     def app_context(self, original: Wrapped) -> Wrapped:

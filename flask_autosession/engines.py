@@ -94,11 +94,12 @@ def _follow(engine: Engine, begin: Callable[[Connection, Any], None] | None) -> 
             if begin is not None:
                 begin(connection, cursor)
 
+    dialect: Any = engine.dialect
     # In front of the application's own listeners, one of which may run the statement itself.
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-        event.listen(engine, name, before, insert=True)
+        event.listen(engine, name, before)
+        getattr(dialect.dispatch, name).listeners.rotate(1)  # for these, insert=True is ignored
     event.listen(engine, "handle_error", _handle_error)
-    dialect: Any = engine.dialect
     dialect.do_commit = partial(_commit, dialect.do_commit)
 
 

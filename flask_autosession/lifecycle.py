@@ -1,8 +1,8 @@
 """Ties units of work to the life of requests and app contexts.
 
 Flask offers no signal or function that stands where a unit must end (see docs/lifecycle), so the
-methods that Flask itself calls are wrapped. Flask 3.2 passes the context to them as an argument in
-front, Flask 3.1 does not: arguments are handed through as they come.
+methods that Flask calls are wrapped. Flask 3.2 passes the context to them as an argument in front,
+Flask 3.1 does not: arguments are handed through as they come.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from threading import get_ident
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, request_finished
 from werkzeug.exceptions import InternalServerError
 
 from .config import Settings
@@ -24,7 +23,6 @@ from .current import (
     app_contexts,
     current_context,
     current_request,
-    current_scope,
     is_dispatched,
     request_name,
     scope_in,
@@ -32,13 +30,13 @@ from .current import (
 from .origins import is_shared, serving, stands_alone
 from .scope import Scope
 from .state import Frame, Phase
-from .streams import end_dispatch, follow, read_here
-from .wrapping import Wrapped
+from .streams import end_dispatch, follow, read_here, refuse
+from .wrapping import Wrapped, overrides, watched
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
 lifecycles: WeakKeyDictionary[Flask, Lifecycle] = WeakKeyDictionary()
-"""What ties each application that has an AutoSession; for :mod:`flask_autosession.testing`."""
+"""What ties each application that has one; for :mod:`flask_autosession.testing`."""
 
 
 class Lifecycle(ContextHooks):
@@ -57,7 +55,9 @@ class Lifecycle(ContextHooks):
     def install(self) -> None:
         """Wrap the application's methods."""
         lifecycles[self.app] = self
+        answers_itself = overrides(self.app, "full_dispatch_request")
         for wrapper in (
+            *((self.preprocess_request, self.dispatch_request) if answers_itself else ()),
             self.wsgi_app,
             self.app_context,
             self.request_context,
@@ -88,7 +88,7 @@ class Lifecycle(ContextHooks):
         return wsgi_app
 
     def _serve_inside(self, original: Wrapped, args: tuple[Any, ...]) -> Any:
-        outer = current_scope() if current_app == self.app else None
+        outer = self.scope() if current_app == self.app else None
         if outer is not None and not stands_alone(outer):
             # A request made by a view, whose own unit is not over: neither may end the other's.
             with self.app.app_context():
@@ -102,9 +102,9 @@ class Lifecycle(ContextHooks):
 
         def full_dispatch_request(*args: Any) -> Response:
             if not self._served:
-                self._served = True
-                # Flask-RESTX, for one, puts its own in front and answers without asking the rest.
+                # Flask-RESTX, for one, puts its own in front, and answers without asking the rest.
                 self.put_in_front(self.handle_user_exception, self.handle_exception)
+                self._served = True  # behind it, for other threads go by this
             context = current_context()
             if getattr(context, "autosession", None) is None:
                 context.autosession = True
@@ -173,9 +173,10 @@ class Lifecycle(ContextHooks):
             if getattr(context, "autosession", None) is not True:
                 self._flush(scope_in(context), args)
             response: Response = original(*args)
-            if getattr(context, "autosession", None) is not True:
-                # Touched by now: an after_request function may have been the first to do it.
+            if getattr(context, "autosession", None) is not True:  # after_request may be the first
                 self._roll_back_failure(scope_in(context), response)
+            elif request_finished.receivers and not self._success(response):
+                self._conclude(self.scope(), response)  # before one of them is
             return response
 
         return process_response
@@ -188,7 +189,7 @@ class Lifecycle(ContextHooks):
             try:
                 scope.flush()
             except Exception as error:
-                _refuse(scope, response, error)
+                refuse(scope, response, error)
                 raise
 
     def _conclude(self, scope: Scope, response: Response) -> None:
@@ -198,7 +199,7 @@ class Lifecycle(ContextHooks):
         try:
             scope.conclude(success, last=not frame.shared)
         except Exception as error:
-            _refuse(scope, response, error)
+            refuse(scope, response, error)
             raise
         if phase is not Phase.DECIDED and type(response.response) is not list:
             follow(frame, response, success=success and phase is Phase.REQUEST)
@@ -225,6 +226,14 @@ class Lifecycle(ContextHooks):
 
         return handle_user_exception
 
+    def preprocess_request(self, original: Wrapped) -> Wrapped:
+        """Roll back at once what a function that comes before the view has raised."""
+        return watched(original, self._roll_back)
+
+    def dispatch_request(self, original: Wrapped) -> Wrapped:
+        """Roll back at once what the view has raised."""
+        return watched(original, self._roll_back)
+
     def handle_exception(self, original: Wrapped) -> Wrapped:
         """Let the handler for 500 answer; its own work is a unit of work as well."""
 
@@ -239,10 +248,3 @@ class Lifecycle(ContextHooks):
         scope, error = self.scope(), next(arg for arg in args if isinstance(arg, BaseException))
         if not scope.settings.is_control_flow(error):
             scope.raised(error)
-
-
-def _refuse(scope: Scope, response: Response, error: Exception) -> None:
-    scope.frame.refused = error
-    scope.raised(error)
-    with suppress(Exception):
-        response.close()  # as a server does with what it does not send

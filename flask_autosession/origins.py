@@ -77,6 +77,11 @@ def is_of_command() -> bool:
     return origin.command is not None and not origin.nested
 
 
+def is_served() -> bool:
+    """Whether the current app context was made for a request which a server has sent."""
+    return not hasattr(app_contexts.get(), "autosession_origin")
+
+
 def stands_alone(scope: Scope) -> bool:
     """Whether the current context was there before a request or a command begins inside of it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -107,9 +107,21 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
             engines.adopt(connection, session.scope)
 
     event.listen(kind, "after_begin", after_begin)
+    event.listen(kind, "pending_to_persistent", _inserted)
+    event.listen(kind, "persistent_to_deleted", _deleted)
     # In front of the application's own listeners: what they raise does not undo what is durable.
     event.listen(kind, "after_commit", _after_commit, insert=True)
     event.listen(kind, "before_commit", _before_commit)
+
+
+def _inserted(session: UnitSession, instance: Any) -> None:
+    if session.scope is not None:
+        session.scope.unit.inserted.append(ref(instance))
+
+
+def _deleted(session: UnitSession, _: Any) -> None:
+    if session.scope is not None:
+        session.scope.unit.deleted = True
 
 
 def _after_commit(session: UnitSession) -> None:

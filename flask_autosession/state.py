@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import SessionTransaction
@@ -102,6 +103,9 @@ class Unit:
         self.connections: list[Connection] = []
         self.telling: list[Connection] = []
         """Those of them whose drivers can tell that the database refuses everything."""
+        self.inserted: list[ref[Any]] = []
+        self.deleted: bool = False
+        """The objects that have got a row, weakly, as in the session; whether any have lost it."""
         self.on_commit: list[Callback] = []
         self.on_rollback: list[Callback] = []
         # Looked up when a transaction ends, that of each flush too: not by going through them all.

@@ -7,6 +7,7 @@ is made, pushes it again, and tears it down once more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from flask import Response, has_request_context, request
@@ -31,6 +32,19 @@ def follow(frame: Frame, response: Response, *, success: bool) -> None:
         frame.body = Progress()
         response.response = Body(response.response, frame.body)
         frame.behind = Phase.STREAM if success else Phase.DECIDED
+
+
+def refuse(scope: Scope, response: Response, error: Exception) -> None:
+    """Roll back because the work of a response could not be kept, and drop that response.
+
+    :param scope: The scope of the request's app context.
+    :param response: Its response.
+    :param error: What the database, or a listener, has refused to flush or commit.
+    """
+    scope.frame.refused = error
+    scope.raised(error)
+    with suppress(Exception):
+        response.close()  # as a server does with what it does not send
 
 
 def end_dispatch(frame: Frame) -> None:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import ref
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, make_transient, object_session
 
 from .exc import AutoSessionError
 from .failures import Failing
@@ -135,8 +136,9 @@ class UnitOfWork(Failing):
         """
         before, self.ending = self.ending, True
         try:
-            if close and not _rollback_is_heard(session):
+            if close and not self.unit.deleted and not _rollback_is_heard(session):
                 session.reset()  # which rolls back, too, with half of the work
+                _have_no_rows(self.unit.inserted)
             else:
                 if close:
                     session.expunge_all()
@@ -183,6 +185,13 @@ class UnitOfWork(Failing):
             yield
         finally:
             self.ending = before
+
+
+def _have_no_rows(inserted: list[ref[Any]]) -> None:
+    # Somebody may hold them still. Saved again, they would be taken for objects that have a row.
+    for instance in filter(None, (found() for found in inserted)):
+        if object_session(instance) is None:
+            make_transient(instance)
 
 
 def _rollback_is_heard(session: Session) -> bool:

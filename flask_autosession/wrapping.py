@@ -50,3 +50,29 @@ class Wrapping:
             name = wrapper.__name__
             if vars(self.app)[name] is not self._wrapped[name]():
                 self.wrap(wrapper)
+
+
+def overrides(app: Flask, name: str) -> bool:
+    """Tell whether an application has a method of its own in place of Flask's.
+
+    :param app: The application, before that method is wrapped.
+    :param name: The method's name.
+    """
+    return getattr(getattr(app, name), "__func__", None) is not getattr(Flask, name)
+
+
+def watched(original: Wrapped, failed: Callable[[BaseException], None]) -> Wrapped:
+    """Return a function that tells of what another one raises, before it goes on.
+
+    :param original: The other function.
+    :param failed: Is told.
+    """
+
+    def call(*args: Any) -> Any:
+        try:
+            return original(*args)
+        except BaseException as error:
+            failed(error)
+            raise
+
+    return call

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import logging
 import re
+import weakref
 from contextlib import suppress
 from typing import Any
 
+import click
 import pytest
 import sqlalchemy as sa
 from flask import (
     Flask,
+    Response,
     abort,
     copy_current_request_context,
+    g,
     redirect,
     request,
+    request_finished,
     request_started,
 )
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
@@ -723,3 +729,153 @@ def test_an_attribute_set_to_what_it_was_in_a_dead_savepoint(world: World) -> No
             one.name = "one"
         assert one.name == "one"
     assert world.database.names == ["one"]
+
+
+def test_row_02_an_object_whose_insert_was_rolled_back_can_be_saved_again(world: World) -> None:
+    """What one request could not keep, a later request saves anew, and it is durable."""
+    kept = world.Thing(name="kept")
+
+    @world.app.get("/<int:status>")
+    def view(status: int) -> tuple[str, int]:
+        kept.save()
+        return "done", status
+
+    client = world.app.test_client()
+    assert client.get("/400").status_code == 400
+    assert world.database.names == []
+    assert client.get("/200").status_code == 200
+    assert world.database.names == ["kept"]
+
+
+def test_row_12_an_object_of_a_doomed_unit_can_be_saved_again(world: World) -> None:
+    """After a preview the same object is saved for real, and is durable."""
+    kept = world.Thing(name="kept")
+    with world.auto.unit(world.app):
+        kept.save()
+        world.auto.doom()
+    assert world.database.names == []
+    with world.auto.unit(world.app):
+        kept.save()
+    assert world.database.names == ["kept"]
+
+
+def test_row_16_a_listener_that_runs_the_statements_itself_hides_no_write(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A do_execute listener of the application that returns True comes behind the extension's."""
+    with world.app.app_context():
+        engine = world.db.engine
+
+    @sa.event.listens_for(engine, "do_execute")
+    def run(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        cursor.execute(statement, parameters)
+        return True
+
+    def view() -> str:
+        world.db.session.execute(sa.insert(thing).values(name="dropped"))
+        world.db.session.rollback()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == []
+    assert "rollback() was called" in caplog.text
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_row_31_a_request_made_by_a_view_has_a_context_of_its_own(
+    world: World, touched: bool
+) -> None:
+    """Whether the view has used the session by then makes no difference to what both see in g."""
+
+    @world.app.get("/inner")
+    def inner() -> str:
+        before, g.who = g.get("who", "nobody"), "inner"
+        world.Thing(name="inner").save()
+        return before
+
+    @world.app.get("/outer")
+    def outer() -> tuple[str, int]:
+        g.who = "outer"
+        if touched:
+            world.Thing.query.count()
+        before = world.app.test_client().get("/inner").text
+        world.db.session.rollback()
+        return f"{before} {g.who}", 400
+
+    assert world.app.test_client().get("/outer").text == "nobody outer"
+    assert world.database.names == ["inner"]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_row_20_a_receiver_commits_behind_a_failure_whoever_came_first(
+    database: Database, touched: bool
+) -> None:
+    """An audit row of a request_finished receiver is kept, though the view used no session."""
+    world = World(database, AUTOSESSION_EXPLICIT_COMMIT="flush")
+
+    def audit(sender: Flask, **_: Any) -> None:
+        world.Thing(name="audit").save()
+        world.db.session.commit()
+
+    def view() -> tuple[str, int]:
+        if touched:
+            world.Thing(name="view").save()
+        return "failed", 400
+
+    with request_finished.connected_to(audit, world.app):
+        assert answer(world, view) == 400
+    assert world.database.names == ["audit"]
+    world.close()
+
+
+@pytest.mark.parametrize("where", ["view", "before_request"])
+def test_row_03_an_application_that_answers_exceptions_itself_keeps_no_half(
+    world: World, where: str
+) -> None:
+    """A subclass of Flask that never asks handle_user_exception has the work rolled back too."""
+
+    class Tolerant(Flask):
+        def full_dispatch_request(self, *args: Any) -> Response:
+            dispatch: Any = self
+            try:
+                answer = dispatch.preprocess_request(*args)
+                if answer is None:
+                    answer = dispatch.dispatch_request(*args)
+            except ValueError:
+                answer = "sorry"
+            response: Response = dispatch.finalize_request(*args, answer)
+            return response
+
+    app = Tolerant("tolerant")
+    app.config["SQLALCHEMY_DATABASE_URI"] = world.database.uri
+    world.auto.init_app(app)
+
+    def fail() -> str:
+        world.Thing(name="half").save()
+        raise ValueError
+
+    app.add_url_rule("/", view_func=fail if where == "view" else str)
+    if where == "before_request":
+        app.before_request(fail)
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (200, "sorry")
+    assert world.database.names == []
+    with app.app_context():
+        world.db.engine.dispose()
+
+
+def test_row_24_a_command_that_serves_keeps_nothing_of_its_requests(world: World) -> None:
+    """A request that uses the session before its dispatch, as a stored flask.session does, goes."""
+    scopes: list[weakref.ref[Any]] = []
+
+    class Stored(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: Any) -> SecureCookieSession | None:
+            scopes.append(weakref.ref(world.db.session().scope))
+            return super().open_session(app, request)
+
+    world.app.session_interface = Stored()
+    with click.Context(click.Command("serve")):
+        assert answer(world, lambda: str(world.Thing(name="served").save().id)) == 200
+        gc.collect()
+        assert [scope() for scope in scopes] == [None]
+    assert world.database.names == ["served"]
