@@ -41,12 +41,14 @@ from .wrapping import Wrapped, Wrapping
 class ContextHooks(Wrapping):
     """What one application's contexts do when they are entered and left.
 
+    :param owner: Its AutoSession.
     :param app: The application.
     :param settings: Its configuration.
     """
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, owner: object, app: Flask, settings: Settings) -> None:
         super().__init__(app)
+        self._owner = owner
         self.settings: Settings = settings
         self._warned: set[str] = set()
 
@@ -65,7 +67,7 @@ class ContextHooks(Wrapping):
             frame = Frame(request_name, phase, current_request() if has_request_context() else None)
             frame.running = running
         scope = context.autosession = Scope(self.app, self.settings, self._warned, frame)
-        scope.of_request = running is not None
+        scope.owner, scope.of_request = self._owner, running is not None
         return scope
 
     def arrive(self, scope: Scope) -> None:

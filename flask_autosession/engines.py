@@ -93,6 +93,8 @@ def _follow(engine: Engine, begin: Callable[[Connection, Any], None] | None) -> 
                 scope.unit.wrote = True
             if begin is not None:
                 begin(connection, cursor)
+        elif begin is not None and statement[:9].upper() == "SAVEPOINT":
+            begin(context[-1].root_connection, cursor)  # or else it would stand alone
 
     dialect: Any = engine.dialect
     # In front of the application's own listeners, one of which may run the statement itself.

@@ -84,7 +84,7 @@ class AutoSession(Control):
         app.shell_context_processor(self._shell_context)
         if settings.enabled:
             lifecycle = Lifecycle(
-                app, settings, functools.partial(self._success, settings.rollback_from_status)
+                self, app, settings, functools.partial(self._success, settings.rollback_from_status)
             )
             self._lifecycles[app] = lifecycle
             lifecycle.install()
@@ -135,7 +135,7 @@ class AutoSession(Control):
         if context is None:
             return None
         scope = scope_in(context)
-        if scope is not None and scope.frame.phase is REQUEST:
+        if scope is not None and scope.frame.phase is REQUEST and scope.owner is self:
             return scope
         lifecycle = self._lifecycles.get(context.app)
         if lifecycle is None:

@@ -34,7 +34,7 @@ from .streams import end_dispatch, follow, read_here, refuse
 from .wrapping import Wrapped, overrides, watched
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
-
+Rule = Callable[[Response], bool]
 lifecycles: WeakKeyDictionary[Flask, Lifecycle] = WeakKeyDictionary()
 """What ties each application that has one; for :mod:`flask_autosession.testing`."""
 
@@ -42,15 +42,12 @@ lifecycles: WeakKeyDictionary[Flask, Lifecycle] = WeakKeyDictionary()
 class Lifecycle(ContextHooks):
     """One application's requests and contexts.
 
-    :param app: The application.
-    :param settings: Its configuration.
     :param success: Tells whether a response says success.
     """
 
-    def __init__(self, app: Flask, settings: Settings, success: Callable[[Response], bool]) -> None:
-        super().__init__(app, settings)
+    def __init__(self, owner: object, app: Flask, settings: Settings, success: Rule) -> None:
+        super().__init__(owner, app, settings)
         self._success = success
-        self._served = False
 
     def install(self) -> None:
         """Wrap the application's methods."""
@@ -100,11 +97,13 @@ class Lifecycle(ContextHooks):
     def full_dispatch_request(self, original: Wrapped) -> Wrapped:
         """Dispatch the request, and end its unit of work when all but the sending is done."""
 
+        methods, front = vars(self.app), [original]
+
         def full_dispatch_request(*args: Any) -> Response:
-            if not self._served:
+            if methods["handle_user_exception"] is not front[0]:
                 # Flask-RESTX, for one, puts its own in front, and answers without asking the rest.
                 self.put_in_front(self.handle_user_exception, self.handle_exception)
-                self._served = True  # behind it, for other threads go by this
+                front[0] = methods["handle_user_exception"]
             context = current_context()
             if getattr(context, "autosession", None) is None:
                 context.autosession = True

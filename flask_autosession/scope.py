@@ -34,6 +34,8 @@ class Scope(UnitOfWork):
     :param frame: What it begins with.
     """
 
+    owner: object = None
+    """The AutoSession that it belongs to."""
     of_request: bool = False
     """Whether the context was made for a request, which decides for it even when it is over."""
     paused: bool = False
@@ -223,8 +225,7 @@ class Scope(UnitOfWork):
 
     def leftovers(self, why: str, *, last: bool = True) -> None:
         """Roll back what nobody committed, with a warning if something was to follow from it."""
-        session = self.session
-        if not self.unit.used and (session is None or not session.in_transaction()):
+        if not self.unit.used and not (self.session and self.session.in_transaction()):
             return
         if self.unsaved or self.unit.on_commit:
             logger.warning("%s: uncommitted work was dropped: %s", str(self.frame), why)

@@ -58,7 +58,6 @@ class Phase(enum.Enum):
 # Asked for at each use of a session: Python 3.11 takes its time to find a member of an enum.
 REQUEST: Phase = Phase.REQUEST
 SHELL: Phase = Phase.SHELL
-
 IN_REQUEST: frozenset[Phase] = frozenset({Phase.REQUEST, Phase.STREAM})
 """The phases in which ``AUTOSESSION_EXPLICIT_COMMIT`` says what an explicit commit means."""
 
@@ -96,13 +95,11 @@ class Unit:
         self.outcome: State | None = None
         self.failure: Failure | None = None
         self.wrote: bool = False
-        """Whether a statement wrote, so far as that can be seen. It only decides about warnings,
-        never about committing: a SELECT may call a function that writes."""
+        """Whether a statement wrote, as far as can be seen. It only decides about warnings."""
         self.flushed: dict[int, object] = {}
-        """The objects that were flushed, by their id, where somebody wants to know how many."""
+        """The objects that were flushed, by their id, in a shell, which tells how many."""
         self.connections: list[Connection] = []
-        self.telling: list[Connection] = []
-        """Those of them whose drivers can tell that the database refuses everything."""
+        self.telling: list[Connection] = []  # those whose drivers tell of aborted transactions
         self.inserted: list[ref[Any]] = []
         self.deleted: bool = False
         """The objects that have got a row, weakly, as in the session; whether any have lost it."""

@@ -8,6 +8,7 @@ import logging
 import re
 import weakref
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -601,6 +602,51 @@ def test_row_02_an_engine_with_options_of_its_own_is_followed_too(world: World) 
     client = world.app.test_client()
     assert [client.post(f"/{status}").status_code for status in (201, 400, 202)] == [201, 400, 202]
     assert world.database.names == ["row 201", "row 202"]
+
+
+def test_row_03_a_handler_put_in_front_later_cannot_keep_half_of_the_work(world: World) -> None:
+    """What takes the place of Flask's error handling, at any time, comes behind the rollback."""
+
+    @world.app.get("/<name>")
+    def view(name: str) -> Any:
+        world.Thing(name=name).save()
+        raise LookupError(name)
+
+    client = world.app.test_client()
+    assert client.get("/first").status_code == 500
+    world.app.handle_user_exception = lambda *_: ("answered", 200)  # type: ignore[method-assign]
+    assert client.get("/second").status_code == 200
+    assert world.database.names == []
+
+
+def test_row_30_the_sessions_of_another_autosession_are_not_those_of_this_one(
+    world: World, tmp_path: Path
+) -> None:
+    """A model of another application is not written into this one's database."""
+    db = SQLAlchemy()
+    other = Flask("other")
+    other.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'other.db'}"
+    AutoSession(other, db=db)
+
+    class Foreign(db.Model):  # type: ignore[name-defined,misc]
+        __table__ = sa.Table(
+            "thing",
+            db.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("name", sa.String(50)),
+        )
+
+    def view() -> Any:
+        world.Thing(name="own").save()
+        with pytest.raises(RuntimeError, match="not registered"):
+            Foreign(name="foreign").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["own"]
+    with other.app_context():
+        db.session.remove()
+        db.engine.dispose()
 
 
 # What goes past the session

@@ -104,6 +104,21 @@ def test_begin_is_sent_before_a_savepoint(shop: Shop) -> None:
     assert shop.names() == []
 
 
+def test_begin_is_sent_before_a_savepoint_that_is_text(shop: Shop) -> None:
+    """So it is where a savepoint is set by a statement of the application's own."""
+
+    def view() -> Any:
+        connection = shop.db.session.connection()
+        connection.exec_driver_sql("savepoint mine")
+        shop.Item(name="gone").save()
+        connection.exec_driver_sql("release savepoint mine")
+        return "no", 400
+
+    assert shop.serve(view) == 400
+    assert shop.sent[:2] == ["BEGIN IMMEDIATE", "savepoint mine"]
+    assert shop.names() == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [
