@@ -104,13 +104,13 @@ class ContextHooks(Wrapping):
     def request_context(self, original: Wrapped) -> Wrapped:
         """Remember the app context that a request may share, and then must leave alone."""
 
-        def request_context(environ: Any, *args: Any) -> Any:
+        def request_context(*args: Any) -> Any:
             outer = app_contexts.get(None)
             if outer is not None:
-                note_outer(environ, outer)
+                note_outer(args[0], outer)
                 if outer.app == self.app:
                     self.scope()  # which makes that context look different from a request's own
-            return original(environ, *args)
+            return original(*args)
 
         both = self.app_context(request_context)  # from Flask 3.2 on it is an app context, too
         return both if app_contexts is request_contexts else request_context

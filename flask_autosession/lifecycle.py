@@ -1,8 +1,8 @@
 """Ties units of work to the life of requests and app contexts.
 
 Flask offers no signal or function that stands where a unit must end (see docs/lifecycle), so the
-methods that Flask calls are wrapped. Flask 3.2 passes the context to them as an argument in front,
-Flask 3.1 does not: arguments are handed through as they come.
+methods that it calls are wrapped. Flask 3.2 passes them the context in front: arguments are handed
+through as they come.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ lifecycles: WeakKeyDictionary[Flask, Lifecycle] = WeakKeyDictionary()
 
 
 class Lifecycle(ContextHooks):
-    """One application's requests and contexts.
-
-    :param success: Tells whether a response says success.
-    """
+    """One application's requests and contexts; ``success`` tells which responses say success."""
 
     def __init__(self, owner: object, app: Flask, settings: Settings, success: Rule) -> None:
         super().__init__(owner, app, settings)
@@ -75,12 +72,12 @@ class Lifecycle(ContextHooks):
         def wsgi_app(*args: Any) -> Any:
             if app_contexts.get(None) is not None:
                 return self._serve_inside(original, args)
-            serving[0] = thread = get_ident()
+            serving[0] = get_ident()
             try:
                 return original(*args)
-            finally:
-                if serving[0] == thread:  # no context was made
-                    serving[0] = None
+            except BaseException:
+                serving[0] = None  # there may have been no context
+                raise
 
         return wsgi_app
 
@@ -163,19 +160,22 @@ class Lifecycle(ContextHooks):
 
         The flush is the end of dispatch: what fails in it is the view's own doing, and a
         flask.session that is saved in the same database must not trip over it. A failure is
-        rolled back at once, so that nothing that receives request_finished can commit it; success
-        has to wait for those receivers, because one of them may still raise.
+        rolled back at once, so that no receiver of request_finished can commit it; success has to
+        wait for those, because one of them may still raise.
         """
 
         def process_response(*args: Any) -> Response:
             context = current_context()
             if getattr(context, "autosession", None) is not True:
                 self._flush(scope_in(context), args)
-            response: Response = original(*args)
-            if getattr(context, "autosession", None) is not True:  # after_request may be the first
+                response: Response = original(*args)
+                self._roll_back_failure(scope_in(context), response)
+                return response
+            response = original(*args)
+            if context.autosession is not True:  # a function has touched the session
                 self._roll_back_failure(scope_in(context), response)
             elif request_finished.receivers and not self._success(response):
-                self._conclude(self.scope(), response)  # before one of them is
+                self._conclude(self.scope(), response)  # before one of them does
             return response
 
         return process_response

@@ -604,6 +604,31 @@ def test_row_02_an_engine_with_options_of_its_own_is_followed_too(world: World) 
     assert world.database.names == ["row 201", "row 202"]
 
 
+def test_row_02_what_was_given_to_another_session_is_left_alone(world: World) -> None:
+    """A rollback takes nothing away from a session that is the application's own."""
+    own, given = world.db.session.session_factory(), []
+
+    def view() -> Any:
+        given.append(world.Thing(name="moved").save())
+        world.db.session.expunge(given[0])
+        own.add(given[0])
+        return "", 400
+
+    assert answer(world, view) == 400
+    assert list(own) == given
+    own.close()
+    assert world.database.names == []
+
+
+def test_a_session_made_from_the_factory_deletes_by_itself(world: World) -> None:
+    """It belongs to no unit of work, and commits what it is told to."""
+    world.database.insert("old")
+    with world.app.app_context(), world.db.session.session_factory() as own:
+        own.delete(own.scalars(sa.select(world.Thing)).one())
+        own.commit()
+    assert world.database.names == []
+
+
 def test_row_03_a_handler_put_in_front_later_cannot_keep_half_of_the_work(world: World) -> None:
     """What takes the place of Flask's error handling, at any time, comes behind the rollback."""
 
