@@ -381,8 +381,9 @@ def test_a_fork_drops_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_suite_leaves_the_tables_that_it_has_found(project: Project) -> None:
     """Tables from before are there after a run, and filled; those that were made are not."""
     project.database.insert("from before")
+    ((parent,),) = project.database.rows("SELECT id FROM thing")
     project.write(
-        test_it="""
+        test_it=f"""
         from conftest import db
         import sqlalchemy as sa
 
@@ -394,7 +395,7 @@ def test_a_suite_leaves_the_tables_that_it_has_found(project: Project) -> None:
 
         def test_commit(client, names, app):
             with app.app_context():
-                Child(parent=1).save()
+                Child(parent={parent}).save()
                 assert Child.query.count() == 1
             assert client.post("/things/a").status_code == 201
         """
