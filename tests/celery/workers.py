@@ -26,8 +26,8 @@ import celery.result
 import pytest
 from kombu import Connection
 
-# Celery's results unsubscribe when they are collected. That may be in the middle of a call of theirs
-# that holds a lock already, which before redis-py 6 waits for itself, and no time-out reaches it.
+# Celery's results unsubscribe when they are collected. That may be in the middle of a call that
+# holds a lock already, which before redis-py 6 waits for itself, and no time-out reaches it.
 celery.result.AsyncResult.__del__ = lambda _: None  # type: ignore[method-assign]
 
 ROOT = Path(__file__).parents[2]
