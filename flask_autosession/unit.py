@@ -189,9 +189,9 @@ class UnitOfWork(Failing):
 
 def _have_no_rows(inserted: list[ref[Any]]) -> None:
     # Somebody may hold them still. Saved again, they would be taken for objects that have a row.
-    for instance in filter(None, (found() for found in inserted)):
-        if object_session(instance) is None:
-            make_transient(instance)
+    alive = filter(None, (found() for found in inserted))
+    for instance in [one for one in alive if object_session(one) is None]:
+        make_transient(instance)
 
 
 def _rollback_is_heard(session: Session) -> bool:
