@@ -6,6 +6,8 @@ import contextvars
 import gc
 import logging
 import re
+import subprocess
+import sys
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -602,6 +604,38 @@ def test_row_02_an_engine_with_options_of_its_own_is_followed_too(world: World) 
     client = world.app.test_client()
     assert [client.post(f"/{status}").status_code for status in (201, 400, 202)] == [201, 400, 202]
     assert world.database.names == ["row 201", "row 202"]
+
+
+SAVED_TWICE = """
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_autosession import AutoSession
+
+db, app = SQLAlchemy(), Flask("twice")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+AutoSession(app, db=db)
+
+class Item(db.Model):
+    id = sa.Column(sa.Integer, primary_key=True)
+
+item = Item()
+app.add_url_rule("/<int:status>", "view", lambda status: (str(item.save().id), status))
+with app.app_context():
+    db.create_all()
+told = [app.test_client().get(f"/{status}").status_code for status in (400, 200)]
+with app.app_context():
+    print(told, Item.query.count())
+    engine = db.engine
+engine.dispose()
+"""
+
+
+def test_row_02_an_object_of_a_refused_request_can_be_saved_by_a_later_one() -> None:
+    """It has no row any more, and gets one. (Here the testing toolkit does not listen.)"""
+    program = [sys.executable, "-W", "error", "-c", SAVED_TWICE]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[400, 200] 1\n", "")
 
 
 def test_row_02_what_was_given_to_another_session_is_left_alone(world: World) -> None:
