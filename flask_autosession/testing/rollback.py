@@ -52,8 +52,10 @@ class Database:
             shared.enter(engine.pool, self.home, partial(self._hold, engine))
             engine.pool = shared
 
-    def leave(self, engine: Engine) -> None:
-        """Have an engine work as it did before :meth:`enter`."""
+    def leave(self, engine: Engine, prepare: Callable[[], None]) -> None:
+        """Have an engine work as it did before :meth:`enter`, whose arguments these were."""
+        if prepare in self._unprepared:  # nobody has used the database
+            self._unprepared.remove(prepare)
         pools = self._pools[engine]
         engine.pool = pools.pop()
         if not pools:
@@ -175,5 +177,5 @@ class Rollback:
                         # Most likely the connection is lost, and what was done on it with it.
                         problems.append(f"The test's transaction could not be rolled back: {error}")
         for engine, database in self._engines.items():
-            database.leave(engine)  # which may close connections: behind their end
+            database.leave(engine, self._prepare)  # which may close connections: behind their end
         return problems

@@ -35,6 +35,10 @@ def check(runner: Runner, program: Program, *, postgresql: bool) -> None:
             assert runner.warnings.texts == [], "a warning of nothing"
 
 
+# An object that nobody held is made anew when its row is read, and then SQLAlchemy does not know
+# that a rollback has taken the row. If an exception holds it, and SQLite gives its id to the next
+# row, SQLAlchemy 2.0 says so, with or without us.
+@pytest.mark.filterwarnings("ignore:Identity map already had an identity")
 @pytest.mark.machine
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)

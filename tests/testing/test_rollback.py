@@ -973,20 +973,41 @@ def test_unknown_databases(world: World) -> None:
 def test_tables_are_made_where_they_are_missing(tmp_path: Path) -> None:
     """The tables of an application are made before the first use, and stay for the next block."""
     database = Database("sqlite", f"sqlite:///{tmp_path / 'empty.db'}")
-    db = SQLAlchemy()
-    auto = AutoSession(db=db)
-
-    class Note(db.Model):  # type: ignore[name-defined,misc]
-        id = sa.Column(sa.Integer, primary_key=True)
-
-    app = Flask("notes")
-    app.config["SQLALCHEMY_DATABASE_URI"] = database.uri
-    auto.init_app(app)
+    app, auto, note_class = an_app_with_a_table("note", database)
     for _ in range(2):
         with isolate(app), auto.unit(app):
-            assert Note().save().id == 1
+            assert note_class().save().id == 1
     assert database.rows("SELECT * FROM note") == []
     schema.forget(drop=True)
     assert sa.inspect(database.engine).get_table_names() == []
     with app.app_context():
-        db.engine.dispose()
+        auto.db.engine.dispose()
+
+
+def an_app_with_a_table(name: str, database: Database) -> tuple[Flask, AutoSession, Any]:
+    """Make an application whose only table is not made yet."""
+    db = SQLAlchemy()
+    auto = AutoSession(db=db)
+    columns = {"__tablename__": name, "id": sa.Column(sa.Integer, primary_key=True)}
+    model = type(name.title(), (db.Model,), columns)
+    app = Flask(name)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.uri
+    auto.init_app(app)
+    return app, auto, model
+
+
+def test_an_app_that_used_nothing_gets_no_tables(tmp_path: Path) -> None:
+    """When its block is over, those who come after it on the same database make their own only."""
+    database = Database("sqlite", f"sqlite:///{tmp_path / 'empty.db'}")
+    app, auto, note_class = an_app_with_a_table("note", database)
+    idle, idle_auto, _ = an_app_with_a_table("idle", database)
+    with isolate(app):
+        with isolate(idle):
+            pass
+        with auto.unit(app):
+            note_class().save()
+    assert sa.inspect(database.engine).get_table_names() == ["note"]
+    schema.forget(drop=True)
+    for one in (auto, idle_auto):
+        with (app if one is auto else idle).app_context():
+            one.db.engine.dispose()
