@@ -15,8 +15,9 @@ from click.exceptions import Exit
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
+from .phases import Phase
 from .scope import Scope
-from .state import Frame, Phase
+from .state import Frame
 
 EXIT: str = "flask_autosession.exit"
 CLOSED: str = "flask_autosession.closed"

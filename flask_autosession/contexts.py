@@ -32,8 +32,9 @@ from .origins import (
     stands_alone,
     what_was_entered,
 )
-from .scope import Scope, app_context
-from .state import Frame, Phase
+from .phases import DECIDED, REQUEST, Phase
+from .scope import Scope
+from .state import Frame, app_context
 from .streams import end_stream, pause_stream, resume_stream
 from .wrapping import Wrapped, Wrapping
 
@@ -63,8 +64,8 @@ class ContextHooks(Wrapping):
         if running is None:
             frame = Frame(app_context, Phase.CONTEXT)
         else:
-            phase = Phase.REQUEST if running else Phase.DECIDED
-            frame = Frame(request_name, phase, current_request() if has_request_context() else None)
+            request = getattr(request_contexts.get(None), "request", None)
+            frame = Frame(request_name, REQUEST if running else DECIDED, request)
             frame.running = running
         scope = context.autosession = Scope(self.app, self.settings, self._warned, frame)
         scope.owner, scope.of_request = self._owner, running is not None
@@ -148,14 +149,14 @@ class ContextHooks(Wrapping):
         scope = scope_in(context) or self.scope()
         frame = scope.frame
         own = frame.request is not None and frame.outer is None and not frame.running
-        if own and frame.phase is Phase.DECIDED and frame.body is None:
+        if own and frame.phase is DECIDED and frame.body is None:
             # That of most requests: the context is their own, and nothing is made behind them.
             try:
                 original(*args)
             finally:
                 scope.leftovers("it was written after the response was decided")
-            return
-        self._tear_down_any(scope, original, args)
+        else:
+            self._tear_down_any(scope, original, args)
 
     def _tear_down_any(self, scope: Scope, original: Wrapped, args: tuple[Any, ...]) -> None:
         shared = is_shared()
@@ -176,7 +177,7 @@ class ContextHooks(Wrapping):
         try:
             end_stream(scope, error, last=not shared)
         finally:
-            scope.frame.phase = Phase.DECIDED
+            scope.frame.phase = DECIDED
             try:
                 original(*args)
             finally:
@@ -186,7 +187,7 @@ class ContextHooks(Wrapping):
                 if frame.body is not None and not frame.body.started and not gone:
                     pause_stream(scope, frame, shared=shared)
                 if not shared:
-                    scope.frame.phase = Phase.DECIDED
+                    scope.frame.phase = DECIDED
 
     def do_teardown_appcontext(self, original: Wrapped) -> Wrapped:
         """End the context's unit of work, and remove its session whatever else fails."""
@@ -200,7 +201,7 @@ class ContextHooks(Wrapping):
                 original(*args)
             finally:
                 if context.autosession is not False:  # a teardown function has touched the session
-                    _remove(context)
+                    _remove(context, scope_in(context))
 
         return do_teardown_appcontext
 
@@ -213,11 +214,11 @@ class ContextHooks(Wrapping):
             try:
                 original(*args)
             finally:
-                _remove(context)
+                _remove(context, scope or scope_in(context))
 
     def _end_context(self, scope: Scope, args: tuple[Any, ...]) -> None:
-        phase, scope.frame.phase = scope.frame.phase, Phase.DECIDED
-        if phase in LEFTOVERS:
+        phase, scope.frame.phase = scope.frame.phase, DECIDED
+        if phase is DECIDED or phase in LEFTOVERS:
             scope.leftovers(LEFTOVERS[phase])
         elif phase is Phase.SHELL:
             leave_shell(scope, last=True)
@@ -231,8 +232,7 @@ class ContextHooks(Wrapping):
                 scope.rollback("AUTOSESSION_COMMIT_CONTEXTS is False", last=True)
 
 
-def _remove(context: Any) -> None:
-    scope = scope_in(context)
+def _remove(context: Any, scope: Scope | None) -> None:
     if scope is None:
         return
     # The view's objects stay attached for its stream, as they do where the context stays.

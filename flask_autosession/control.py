@@ -14,9 +14,10 @@ from sqlalchemy.orm import scoped_session
 from .callsite import caller
 from .cli import exits_cleanly
 from .exc import NoUnitError
+from .phases import Phase
 from .savepoint import Savepoint
 from .scope import Scope
-from .state import Failure, Phase
+from .state import Failure
 
 P = ParamSpec("P")
 R = TypeVar("R")

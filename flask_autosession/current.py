@@ -60,4 +60,5 @@ def request_name() -> str:
 
 def is_dispatched(scope: Scope) -> bool:
     """Whether what a scope is in right now is the dispatch of the current request."""
-    return scope.frame.running and scope.frame.request is current_request()
+    frame = scope.frame
+    return frame.running and frame.request is request_contexts.get().request

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
-# libpq's PQTRANS_INERROR, as psycopg and psycopg2 both report it.
-_IN_ERROR = 3
+_IN_ERROR = 3  # libpq's PQTRANS_INERROR, as psycopg and psycopg2 both report it
 
 
 def info_of(proxy: Any) -> dict[Any, Any]:
@@ -23,37 +23,46 @@ def info_of(proxy: Any) -> dict[Any, Any]:
     return info
 
 
-def tells_of_aborts(connection: Connection) -> bool:
-    """Tell whether the driver knows what :func:`is_aborted` asks for.
+def libpq_of(driver: Any) -> Any | None:
+    """Return what tells the status of a driver's transaction, where the driver stands on libpq.
 
-    :param connection: A connection that was just taken from its pool.
+    :param driver: A driver's connection.
+    :return: What has an attribute ``transaction_status``, or None.
     """
-    info = getattr(connection.connection.driver_connection, "info", None)
-    return hasattr(info, "transaction_status")
+    # psycopg; psycopg2, which has no `pgconn`.
+    libpq = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
+    return libpq if hasattr(libpq, "transaction_status") else None
 
 
-def is_aborted(connection: Connection) -> bool:
-    """Tell whether a statement has failed that spoils the whole transaction.
+def is_aborted(connections: Iterable[tuple[Connection, Any]]) -> bool:
+    """Tell whether a statement has failed that spoils a whole transaction.
 
     PostgreSQL answers COMMIT of such a transaction with a silent ROLLBACK, and errors of a raw
     cursor, or those swallowed inside ``begin_nested()``, reach no event of SQLAlchemy.
 
-    :param connection: A connection in a transaction.
-    :return: True if the driver says so; False where it does not, or cannot.
+    :param connections: Connections in a transaction, each with what :func:`libpq_of` has returned
+        for its driver's connection.
     """
-    if connection.closed or connection.invalidated:
-        return False
-    info = getattr(connection.connection.driver_connection, "info", None)
-    return getattr(info, "transaction_status", None) == _IN_ERROR
+    for connection, libpq in connections:
+        if libpq.transaction_status == _IN_ERROR and _has_driver(connection):
+            return True
+    return False
 
 
-def commits_by_itself(connection: Connection) -> bool:
-    """Tell whether the driver commits every statement, whatever SQLAlchemy says.
+def _has_driver(connection: Connection) -> bool:
+    # Else the driver's connection may be somebody else's by now.
+    return not connection.closed and not connection.invalidated
+
+
+def commits_by_itself(driver: Any) -> bool:
+    """Tell whether a driver commits every statement, whatever SQLAlchemy says.
 
     ``create_engine(isolation_level=...)`` can be read from nowhere; its effect can.
 
-    :param connection: A connection that was just taken from its pool.
+    :param driver: A driver's connection.
     """
-    driver: Any = connection.connection.driver_connection
-    ask = getattr(driver, "get_autocommit", None)
-    return bool(ask()) if callable(ask) else getattr(driver, "autocommit", None) is True
+    autocommit = getattr(driver, "autocommit", None)
+    if isinstance(autocommit, bool):
+        return autocommit
+    ask = getattr(driver, "get_autocommit", None)  # `autocommit` is what sets it there
+    return bool(ask()) if callable(ask) else False

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext
 
 from . import sqlite
-from .drivers import commits_by_itself, info_of, tells_of_aborts
+from .drivers import commits_by_itself, info_of, libpq_of
 from .exc import AutoSessionError, ConfigError
 from .scope import Scope
 from .statements import is_write
@@ -73,9 +73,11 @@ class Engines:
         info_of(proxy)[_CONNECTION] = ref(proxy), ref(connection)
         if connection.dialect.name == "sqlite":
             return  # which gets real transactions of its own
-        if tells_of_aborts(connection):
-            unit.telling.append(connection)
-        if commits_by_itself(connection):
+        driver = proxy.driver_connection
+        libpq = libpq_of(driver)
+        if libpq is not None:
+            unit.telling.append((connection, libpq))
+        if commits_by_itself(driver):
             try:
                 refuse_autocommit({"isolation_level": "AUTOCOMMIT"}, str(connection.engine.url))
             except ConfigError as error:

@@ -20,10 +20,10 @@ from .engines import Engines, refuse_autocommit
 from .exc import ConfigError, NoUnitError
 from .lifecycle import Lifecycle
 from .model import swap_in
+from .phases import REQUEST
 from .registry import wrap_session
 from .scope import Scope
 from .session import UnitSession
-from .state import REQUEST
 
 Rule = Callable[[Response], bool]
 

@@ -36,11 +36,10 @@ class Failing:
         return unit.failure or (self._aborted() if unit.telling else None)
 
     def _aborted(self) -> Failure | None:
-        for connection in self.unit.telling:
-            if is_aborted(connection):
-                error = AutoSessionError("PostgreSQL reports that a statement failed.")
-                return Failure(error, "a place that only the database has seen")
-        return None
+        if not is_aborted(self.unit.telling):
+            return None
+        error = AutoSessionError("PostgreSQL reports that a statement failed.")
+        return Failure(error, "a place that only the database has seen")
 
     def refuse_doomed(self, failure: Failure | None) -> None:
         """Raise if there is a failure.

@@ -28,8 +28,9 @@ from .current import (
     scope_in,
 )
 from .origins import is_shared, serving, stands_alone
+from .phases import DECIDED, REQUEST
 from .scope import Scope
-from .state import Frame, Phase
+from .state import Frame
 from .streams import end_dispatch, follow, read_here, refuse
 from .wrapping import Wrapped, overrides, watched
 
@@ -109,7 +110,7 @@ class Lifecycle(ContextHooks):
             try:
                 response: Response = original(*args)
                 if context.autosession is not True or type(response.response) is not list:
-                    return self._decide(response)
+                    return self._decide(scope_in(context) or self.scope(), response)
             except BaseException as error:
                 scope = self.scope()
                 if error is not scope.frame.refused:
@@ -124,8 +125,7 @@ class Lifecycle(ContextHooks):
 
         return full_dispatch_request
 
-    def _decide(self, response: Response) -> Response:
-        scope = self.scope()
+    def _decide(self, scope: Scope, response: Response) -> Response:
         if scope.frame.errored:
             response = self._concluded(scope, response)
         else:
@@ -149,9 +149,9 @@ class Lifecycle(ContextHooks):
     def _enter(self, current: object) -> Scope:
         scope = self.scope()
         if scope.frame.request is not current:
-            scope.frame = Frame(request_name, Phase.REQUEST, current, outer=scope.frame)
+            scope.frame = Frame(request_name, REQUEST, current, outer=scope.frame)
         frame = scope.frame
-        frame.phase, frame.status, frame.running = Phase.REQUEST, None, True
+        frame.phase, frame.status, frame.running = REQUEST, None, True
         frame.body, frame.shared = None, is_shared()
         return scope
 
@@ -167,9 +167,11 @@ class Lifecycle(ContextHooks):
         def process_response(*args: Any) -> Response:
             context = current_context()
             if getattr(context, "autosession", None) is not True:
-                self._flush(scope_in(context), args)
+                scope = scope_in(context)
+                if scope is not None and is_dispatched(scope) and not scope.frame.errored:
+                    self._flush(scope, args[-1])
                 response: Response = original(*args)
-                self._roll_back_failure(scope_in(context), response)
+                self._roll_back_failure(scope or scope_in(context), response)
                 return response
             response = original(*args)
             if context.autosession is not True:  # a function has touched the session
@@ -180,10 +182,7 @@ class Lifecycle(ContextHooks):
 
         return process_response
 
-    def _flush(self, scope: Scope | None, args: tuple[Any, ...]) -> None:
-        if scope is None or not is_dispatched(scope) or scope.frame.errored:
-            return
-        response = next(arg for arg in args if isinstance(arg, Response))
+    def _flush(self, scope: Scope, response: Response) -> None:
         if self._success(response):
             try:
                 scope.flush()
@@ -200,8 +199,8 @@ class Lifecycle(ContextHooks):
         except Exception as error:
             refuse(scope, response, error)
             raise
-        if phase is not Phase.DECIDED and type(response.response) is not list:
-            follow(frame, response, success=success and phase is Phase.REQUEST)
+        if phase is not DECIDED and type(response.response) is not list:
+            follow(frame, response, success=success and phase is REQUEST)
 
     def _concluded(self, scope: Scope, response: Response) -> Response:
         try:

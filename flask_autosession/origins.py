@@ -10,8 +10,8 @@ import click
 
 from .cli import Entered, current_command, entered, watch_exit
 from .current import app_contexts, current_request
+from .phases import Phase
 from .scope import Scope
-from .state import Phase
 
 LEFTOVERS: Mapping[Phase, str] = {
     Phase.DECIDED: "it was written after the response was decided",

@@ -48,10 +48,7 @@ class UnitRegistry(ScopedRegistry[Session]):
         if scope is None:
             return self._plain()
         session = scope.session
-        if session is None:
-            session = self.createfunc()
-            self.set(session)
-        return session
+        return self._bind(scope, self.createfunc()) if session is None else session
 
     def has(self) -> bool:
         """Tell whether the current context has a session."""
@@ -64,11 +61,15 @@ class UnitRegistry(ScopedRegistry[Session]):
         if scope is None:
             self._plain.set(obj)
         else:
-            self._attach(scope)
             scope.give_up()
-            scope.session = obj
-            if isinstance(obj, UnitSession):
-                obj.scope = scope
+            self._bind(scope, obj)
+
+    def _bind(self, scope: Scope, session: Session) -> Session:
+        self._attach(scope)
+        scope.session = session
+        if isinstance(session, UnitSession):
+            session.scope = scope
+        return session
 
     def clear(self) -> None:
         """Forget the session of the current context."""

@@ -13,16 +13,12 @@ from sqlalchemy.orm import Session
 from .callsite import caller, raised_at
 from .config import Settings
 from .exc import ExplicitCommitError
+from .phases import COMMITTED, DECIDED, IN_REQUEST, MANUAL, REQUEST, ROLLED_BACK, SHELL, Phase
 from .signals import unit_committed, unit_ended, unit_rolled_back
-from .state import IN_REQUEST, Callback, Failure, Frame, Phase, State, Unit, decide
+from .state import Callback, Failure, Frame, Unit, app_context, decide
 from .unit import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
-
-
-def app_context() -> str:
-    """Return what a bare app context is called in the log."""
-    return "app context"
 
 
 class Scope(UnitOfWork):
@@ -55,12 +51,13 @@ class Scope(UnitOfWork):
 
     def leave(self, frame: Frame) -> None:
         """Go back to what a frame stands inside of; nothing more is decided in its own context."""
-        self.frame = frame.outer or Frame(app_context, Phase.DECIDED)
+        self.frame = frame.outer or Frame(app_context, DECIDED)
 
     @property
     def failure(self) -> Failure | None:
         """What dooms the unit, if anything."""
-        return self.frame.doom or super().failure
+        unit = self.unit
+        return self.frame.doom or unit.failure or (self._aborted() if unit.telling else None)
 
     # What follows an end
 
@@ -68,7 +65,7 @@ class Scope(UnitOfWork):
         """Tell of the end of a unit, and run its callbacks."""
         if unit_ended.receivers:
             unit_ended.send(self.app, unit=unit, frame=self.frame, reason=reason)
-        committed = unit.outcome is State.COMMITTED
+        committed = unit.outcome is COMMITTED
         logger.debug("%s: %s (%s)", self.frame, unit.outcome, reason)
         kind = "on_commit" if committed else "on_rollback"
         signal = unit_committed if committed else unit_rolled_back
@@ -78,7 +75,8 @@ class Scope(UnitOfWork):
                 send = functools.partial(send, reason=reason)
             self._queue.append((send, signal.name.replace("-", "_")))
         callbacks = unit.on_commit if committed else unit.on_rollback
-        self._queue.extend((callback, kind) for callback in callbacks)
+        if callbacks:
+            self._queue.extend((callback, kind) for callback in callbacks)
         if self._queue:
             self._drain()
 
@@ -158,15 +156,15 @@ class Scope(UnitOfWork):
         :param end: The method itself, of the session's own class.
         """
         # Only a response can say success over work that was dropped by choice.
-        if self.unsaved and self.frame.phase in IN_REQUEST | {Phase.DECIDED}:
+        if self.unsaved and self.frame.phase in IN_REQUEST | {DECIDED}:
             self._drop(f"{how} was called at {caller()}")
-            if self.frame.phase is Phase.DECIDED:
+            if self.frame.phase is DECIDED:
                 self._tell_drops()
-        if self.frame.phase is Phase.SHELL:
+        if self.frame.phase is SHELL:
             self.frame.doom = None  # there is no end before which it could be lifted
         with self.driving():
             end()
-        self._finish(State.ROLLED_BACK, f"explicit {how}")
+        self._finish(ROLLED_BACK, f"explicit {how}")
 
     # What the life of requests and contexts says
 
@@ -184,8 +182,8 @@ class Scope(UnitOfWork):
     def raised(self, error: BaseException) -> None:
         """Roll back because an exception has left the application's code."""
         self.frame.errored = True
-        if self.frame.phase is Phase.MANUAL:
-            self.frame.phase = Phase.REQUEST  # what an error handler does is judged as ever
+        if self.frame.phase is MANUAL:
+            self.frame.phase = REQUEST  # what an error handler does is judged as ever
         what = f"{type(error).__name__} at {raised_at(error)}"
         if self.unsaved:
             self._drop(what, error)
@@ -193,9 +191,9 @@ class Scope(UnitOfWork):
 
     def flush(self) -> None:
         """Write what is pending, where the end will decide about it."""
-        decided = self.frame.phase is Phase.REQUEST and self.failure is None
-        if decided and self.session is not None:
-            self.session.flush()
+        session = self.session
+        if session is not None and self.frame.phase is REQUEST and self.failure is None:
+            session.flush()
 
     def conclude(self, success: bool, *, last: bool) -> None:
         """End a request's unit as its response says.
@@ -207,25 +205,26 @@ class Scope(UnitOfWork):
         :raises Exception: What prevented the commit; the unit is rolled back then.
         """
         frame, failure = self.frame, self.failure
-        if frame.phase is Phase.DECIDED:
+        if frame.phase is DECIDED:
             self.leftovers("it was written after the response was decided", last=last)
-        elif frame.phase is Phase.MANUAL:
+        elif frame.phase is MANUAL:
             self.leftovers("the view marked @auto.manual did not commit it", last=last)
         else:
             commit, reason = decide(success=success, failure=failure)
             if commit:
-                self.commit(reason, last=last)
+                self._commit(reason, last)
             else:
                 if failure is not None and (self.unsaved or failure.error is not None):
                     frame.drops += (str(failure),)
                 self.rollback(reason, last=last)
-        if success:
+        if success and frame.drops:
             self._tell_drops()
-        frame.phase = Phase.DECIDED
+        frame.phase = DECIDED
 
     def leftovers(self, why: str, *, last: bool = True) -> None:
         """Roll back what nobody committed, with a warning if something was to follow from it."""
-        if not self.unit.used and not (self.session and self.session.in_transaction()):
+        session = self.session
+        if not self.unit.used and (session is None or not session.in_transaction()):
             return
         if self.unsaved or self.unit.on_commit:
             logger.warning("%s: uncommitted work was dropped: %s", str(self.frame), why)

@@ -10,8 +10,9 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
+from .phases import SHELL
 from .scope import Scope
-from .state import SHELL, Failure
+from .state import Failure
 
 
 class UnitSession(Session):

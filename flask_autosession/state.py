@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,53 +12,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import SessionTransaction
 
 from .body import Progress
+from .phases import DECIDED, Phase, State
 
 Callback = Callable[[], Any]
-
-
-class State(enum.Enum):
-    """The states of a unit of work."""
-
-    IDLE = "idle"
-    ACTIVE = "active"
-    DOOMED = "doomed"
-    COMMITTED = "committed"
-    ROLLED_BACK = "rolled back"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-class Phase(enum.Enum):
-    """What is going on in a context, which decides what an explicit commit means there."""
-
-    CONTEXT = "context"
-    """A script, a command, a thread: committed when the context is left."""
-    REQUEST = "request"
-    """Flask dispatches a request; its response decides."""
-    UNIT = "unit"
-    """Inside ``with auto.unit():``, which ends it itself."""
-    MANUAL = "manual"
-    """Inside a view that ends its transactions itself."""
-    STREAM = "stream"
-    """The response says success and its body is being made; how that ends decides."""
-    COMMAND = "command"
-    """A command in a context that was there before it; its exit code decides."""
-    SHELL = "shell"
-    """``flask shell``: nothing is kept but what is committed explicitly."""
-    DECIDED = "decided"
-    """The response has decided; what is written now needs a commit of its own."""
-    UNDISPATCHED = "undispatched"
-    """A request context that no request was dispatched in has ended: nobody decides."""
-    CALLBACK = "callback"
-    """An ``on_commit`` or ``on_rollback`` function runs, as a unit of its own."""
-
-
-# Asked for at each use of a session: Python 3.11 takes its time to find a member of an enum.
-REQUEST: Phase = Phase.REQUEST
-SHELL: Phase = Phase.SHELL
-IN_REQUEST: frozenset[Phase] = frozenset({Phase.REQUEST, Phase.STREAM})
-"""The phases in which ``AUTOSESSION_EXPLICIT_COMMIT`` says what an explicit commit means."""
 
 
 @dataclass
@@ -99,7 +54,8 @@ class Unit:
         self.flushed: dict[int, object] = {}
         """The objects that were flushed, by their id, in a shell, which tells how many."""
         self.connections: list[Connection] = []
-        self.telling: list[Connection] = []  # those whose drivers tell of aborted transactions
+        self.telling: list[tuple[Connection, Any]] = []
+        """Those whose drivers tell of aborted transactions, each with what tells it."""
         self.inserted: list[ref[Any]] = []
         self.deleted: bool = False
         """The objects that have got a row, weakly, as in the session; whether any have lost it."""
@@ -188,6 +144,11 @@ class Unit:
             self._savepoints.popitem()
 
 
+def app_context() -> str:
+    """Return what a bare app context is called in the log."""
+    return "app context"
+
+
 class Frame:
     """One request, callback or bare context; a request may stand inside another frame's context.
 
@@ -214,7 +175,7 @@ class Frame:
     """Whether the app context was there before the request."""
     body: Progress | None = None
     """How far the response's body has come, if that is made behind the response."""
-    behind: Phase = Phase.DECIDED
+    behind: Phase = DECIDED
     """What goes on while it is made."""
 
     def __init__(

@@ -15,8 +15,9 @@ from flask import Response, has_request_context, request
 from .body import Body, Progress
 from .callsite import raised_at
 from .current import current_request
+from .phases import Phase
 from .scope import Scope
-from .state import Frame, Phase
+from .state import Frame
 
 STREAM: str = "flask_autosession.stream"
 

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session, make_transient, object_session
 
 from .exc import AutoSessionError
 from .failures import Failing
-from .state import Failure, State, Unit
+from .phases import COMMITTED, ROLLED_BACK, State
+from .state import Failure, Unit
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
 
@@ -29,10 +30,7 @@ class UnitOfWork(Failing):
     ending: bool = False
     _committing: bool = False
     _durable: bool = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sent: list[Connection] = []
+    _sent: list[Connection]
 
     def ended(self, unit: Unit, reason: str) -> None:
         """Do what follows the end of a unit that was used; the next one has begun already."""
@@ -55,10 +53,11 @@ class UnitOfWork(Failing):
         :param last: Whether the session is removed next, so that nobody reads its objects anew.
         :raises DoomedError: If the unit is doomed already.
         """
-        failure = self.failure
-        if failure is not None:
-            self.refuse_doomed(failure)
-        self._durable = False
+        self.refuse_doomed(self.failure)
+        self._commit(reason, last)
+
+    def _commit(self, reason: str, last: bool) -> None:
+        self._durable, self._sent = False, []
         session = self.session
         if session is not None and session.in_transaction():
             try:
@@ -75,13 +74,12 @@ class UnitOfWork(Failing):
                 with self.driving():
                     session.close()
                 if not isinstance(error, Exception):
-                    self._finish(State.COMMITTED, reason)
+                    self._finish(COMMITTED, reason)
                     raise
                 logger.exception("A listener failed after the commit, which stands")
-        self._finish(State.COMMITTED, reason)
+        self._finish(COMMITTED, reason)
 
     def _commit_session(self, session: Session, last: bool) -> None:
-        self._sent.clear()
         self._broken = None
         before, self.ending = self.ending, True
         self._committing = True
@@ -126,7 +124,7 @@ class UnitOfWork(Failing):
         if session is not None and session.in_transaction():
             # rollback() expires objects. Detached ones stay readable; only callbacks need them.
             self.clear(session, close=last and not self.unit.on_rollback)
-        self._finish(State.ROLLED_BACK, reason)
+        self._finish(ROLLED_BACK, reason)
 
     def clear(self, session: Session, *, close: bool = False) -> None:
         """Roll a session back in the database, whatever state it is in.
@@ -152,7 +150,8 @@ class UnitOfWork(Failing):
 
     def _finish(self, outcome: State, reason: str) -> None:
         unit = self.unit
-        self._unguard()
+        if self._guarded is not None:
+            self._unguard()
         if unit.used:
             self.unit = Unit()
             unit.outcome = outcome
@@ -165,7 +164,8 @@ class UnitOfWork(Failing):
         """
         session = self.session
         self.session = None
-        self._unguard()
+        if self._guarded is not None:
+            self._unguard()
         if session is not None:
             session.scope = None  # type: ignore[attr-defined]
         return session

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from flask_autosession import DoomedError, NoUnitError
-from flask_autosession.state import Failure, State, Unit, decide
+from flask_autosession.phases import State
+from flask_autosession.state import Failure, Unit, decide
 from flask_autosession.statements import is_write
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flask_autosession.drivers import libpq_of
+
 # As libpq counts, and psycopg with it.
 IDLE: int = 0
 """There is no transaction."""
@@ -25,6 +27,5 @@ def status_of(driver: Any) -> Callable[[], int]:
         return lambda: OPEN if driver.in_transaction else IDLE
     if hasattr(driver, "server_status"):  # PyMySQL: SERVER_STATUS_IN_TRANS
         return lambda: OPEN if driver.server_status & 1 else IDLE
-    # psycopg; psycopg2, which has no `pgconn` that says it; others have neither.
-    libpq = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
-    return lambda: int(getattr(libpq, "transaction_status", OPEN))
+    libpq = libpq_of(driver)
+    return lambda: OPEN if libpq is None else int(libpq.transaction_status)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from flask import Flask
 
+from flask_autosession.phases import State
 from flask_autosession.scope import logger
 from flask_autosession.signals import unit_ended
-from flask_autosession.state import Frame, State, Unit
+from flask_autosession.state import Frame, Unit
 
 NOT_COMMITTED: str = "AUTOSESSION_COMMIT_CONTEXTS is False"
 
