@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from typing import Any
 
 import click
@@ -28,7 +27,6 @@ from .origins import (
     is_shared,
     note_outer,
     remember,
-    serving,
     stands_alone,
     what_was_entered,
 )
@@ -94,10 +92,7 @@ class ContextHooks(Wrapping):
 
         def app_context(*args: Any) -> Any:
             context = original(*args)
-            if serving[0] == get_ident():
-                serving[0] = None
-            else:
-                remember(context)
+            remember(context)
             return context
 
         return app_context

@@ -15,22 +15,14 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext
 
 from . import sqlite
-from .drivers import commits_by_itself, info_of, libpq_of
+from .drivers import commits_by_itself, libpq_of
 from .exc import AutoSessionError, ConfigError
 from .scope import Scope
 from .statements import is_write
+from .unit import committing
 
 _SCOPE = "flask_autosession.scope"
 """The attribute of a connection that holds the scope it works for."""
-_CONNECTION = "flask_autosession.connection"
-"""What leads from a driver's connection to the one of SQLAlchemy that has it now."""
-
-
-def _nobody() -> None:
-    pass
-
-
-_NOWHERE = _nobody, _nobody
 
 
 class Engines:
@@ -67,10 +59,8 @@ class Engines:
         unit, known = scope.unit, ref(scope)  # weakly: a scope knows its connections
         if connection in unit.connections:
             return
-        unit.connections.append(connection)
+        unit.connections[connection] = proxy = connection.connection
         vars(connection)[_SCOPE] = known
-        proxy = connection.connection
-        info_of(proxy)[_CONNECTION] = ref(proxy), ref(connection)
         if connection.dialect.name == "sqlite":
             return  # which gets real transactions of its own
         driver = proxy.driver_connection
@@ -123,11 +113,9 @@ def _handle_error(context: ExceptionContext) -> None:
 
 def _commit(commit: Callable[[Any], None], proxy: Any) -> None:
     # The last place before COMMIT is sent, which a listener for before_commit comes in front of.
-    working, found = info_of(proxy).get(_CONNECTION, _NOWHERE)
-    connection: Connection | None = found() if working() is proxy else None
-    scope = _scope_of(connection)
-    if connection is not None and scope is not None:
-        scope.commit_sent(connection)
+    unit = committing.get()
+    if unit is not None:
+        unit.commit_sent(proxy)
     commit(proxy)
 
 

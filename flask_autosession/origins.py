@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import click
@@ -29,7 +30,7 @@ will decide, whatever else goes on; and to ask click costs more than all the res
 threads are, the last one to come is: the others ask click for nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Origin:
     """What went on while a context was made."""
 
@@ -37,17 +38,23 @@ class Origin:
     command: click.Context | None
     """The command line that was running."""
     nested: bool
-    """Whether the context was made inside of another one of that command."""
+    """Whether the context was made inside of another one of that command, or of a request that it
+    serves."""
 
 
-_UNKNOWN = Origin(Entered(None, None, exiting=False), None, nested=False)
+_NOTHING = Entered(None, None, exiting=False)
+_UNKNOWN = Origin(_NOTHING, None, nested=False)
+_SERVED = Origin(_NOTHING, None, nested=False)
 
 
 def remember(context: Any) -> None:
     """Remember what goes on while a context is made, and is no failure of its own."""
-    command = current_command()
-    # `flask test` is a command too, and makes contexts that are those of tests.
-    nested = command is not None and _origin_of(app_contexts.get(None)).command is command
+    if serving[0] == get_ident():
+        serving[0], context.autosession_origin = None, _SERVED
+        return
+    command, outer = current_command(), _origin_of(app_contexts.get(None))
+    # `flask test` is a command too, and makes contexts that are those of tests; `flask run` serves.
+    nested = command is not None and (outer.command is command or outer is _SERVED)
     context.autosession_origin = Origin(entered(), command, nested)
     if command is not None:
         watch_exit()
@@ -79,7 +86,7 @@ def is_of_command() -> bool:
 
 def is_served() -> bool:
     """Whether the current app context was made for a request which a server has sent."""
-    return not hasattr(app_contexts.get(), "autosession_origin")
+    return _origin_of(app_contexts.get()) in (_SERVED, _UNKNOWN)
 
 
 def stands_alone(scope: Scope) -> bool:

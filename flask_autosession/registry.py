@@ -89,7 +89,9 @@ def wrap_session(db: SQLAlchemy, engines: Engines, scope: Callable[[], Scope | N
     """
     session: Any = db.session
     factory = session.session_factory
-    kind = type(factory.class_.__name__, (UnitSession, factory.class_), {})
+    plain = factory.class_
+    told = {"rolls_back_plainly": plain.rollback is Session.rollback}
+    kind = type(plain.__name__, (UnitSession, plain), told)
     factory.class_ = kind
 
     engines_of: WeakKeyDictionary[Flask, Mapping[str | None, Engine]] = WeakKeyDictionary()

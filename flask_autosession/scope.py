@@ -56,8 +56,7 @@ class Scope(UnitOfWork):
     @property
     def failure(self) -> Failure | None:
         """What dooms the unit, if anything."""
-        unit = self.unit
-        return self.frame.doom or unit.failure or (self._aborted() if unit.telling else None)
+        return self.frame.doom or super().failure
 
     # What follows an end
 

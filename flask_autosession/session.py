@@ -24,6 +24,8 @@ class UnitSession(Session):
 
     scope: Scope | None = None
     """The scope that this session works for; none once its context has another, or is over."""
+    rolls_back_plainly: bool = True
+    """Whether the class that this was mixed into has no ``rollback()`` of its own."""
 
     @property
     def autoflush(self) -> bool:

@@ -53,7 +53,8 @@ class Unit:
         """Whether a statement wrote, as far as can be seen. It only decides about warnings."""
         self.flushed: dict[int, object] = {}
         """The objects that were flushed, by their id, in a shell, which tells how many."""
-        self.connections: list[Connection] = []
+        self.connections: dict[Connection, Any] = {}
+        """The connections it works on, each with what the pool has handed out for it."""
         self.telling: list[tuple[Connection, Any]] = []
         """Those whose drivers tell of aborted transactions, each with what tells it."""
         self.inserted: list[ref[Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 from weakref import ref
 
@@ -17,6 +18,8 @@ from .phases import COMMITTED, ROLLED_BACK, State
 from .state import Failure, Unit
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
+committing: ContextVar[UnitOfWork | None] = ContextVar("flask_autosession_unit", default=None)
+"""The unit whose session is committing right now."""
 
 
 class UnitOfWork(Failing):
@@ -28,7 +31,6 @@ class UnitOfWork(Failing):
     unit: Unit
     session: Session | None = None
     ending: bool = False
-    _committing: bool = False
     _durable: bool = False
     _sent: list[Connection]
 
@@ -82,7 +84,7 @@ class UnitOfWork(Failing):
     def _commit_session(self, session: Session, last: bool) -> None:
         self._broken = None
         before, self.ending = self.ending, True
-        self._committing = True
+        token = committing.set(self)
         expire = session.expire_on_commit
         # Expired objects could not be read any more once they are detached.
         session.expire_on_commit = expire and not last
@@ -90,16 +92,22 @@ class UnitOfWork(Failing):
             session.commit()
         finally:
             session.expire_on_commit = expire
-            self.ending, self._committing = before, False
+            committing.reset(token)
+            self.ending = before
 
-    def commit_sent(self, connection: Connection) -> None:
-        """Note that COMMIT is about to be sent; raise if a listener has swallowed a failure."""
-        if self._committing and connection not in self._sent:
-            failure = self._aborted()
-            if self._broken is not None:
-                failure = Failure(self._broken, "a listener for before_commit")
-            self.refuse_doomed(failure)
-            self._sent.append(connection)
+    def commit_sent(self, proxy: Any) -> None:
+        """Note that COMMIT is about to be sent on a connection, if that is one of the unit's.
+
+        :param proxy: What the pool has handed out for the connection.
+        :raises DoomedError: If a listener has swallowed a failure.
+        """
+        for connection, handed_out in self.unit.connections.items():
+            if handed_out is proxy and connection not in self._sent:
+                failure = self._aborted()
+                if self._broken is not None:
+                    failure = Failure(self._broken, "a listener for before_commit")
+                self.refuse_doomed(failure)
+                self._sent.append(connection)
 
     def committed(self) -> None:
         """Note that all is durable; told before any listener can raise."""
@@ -150,8 +158,7 @@ class UnitOfWork(Failing):
 
     def _finish(self, outcome: State, reason: str) -> None:
         unit = self.unit
-        if self._guarded is not None:
-            self._unguard()
+        self._unguard()
         if unit.used:
             self.unit = Unit()
             unit.outcome = outcome
@@ -164,8 +171,7 @@ class UnitOfWork(Failing):
         """
         session = self.session
         self.session = None
-        if self._guarded is not None:
-            self._unguard()
+        self._unguard()
         if session is not None:
             session.scope = None  # type: ignore[attr-defined]
         return session
@@ -195,6 +201,8 @@ def _have_no_rows(inserted: list[ref[Any]]) -> None:
 
 
 def _rollback_is_heard(session: Session) -> bool:
+    if not getattr(session, "rolls_back_plainly", False):
+        return True
     events = cast(Any, session).dispatch
     return bool(events.after_rollback or events.after_soft_rollback)
 

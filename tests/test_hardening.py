@@ -631,11 +631,40 @@ engine.dispose()
 """
 
 
-def test_row_02_an_object_of_a_refused_request_can_be_saved_by_a_later_one() -> None:
-    """It has no row any more, and gets one. (Here the testing toolkit does not listen.)"""
-    program = [sys.executable, "-W", "error", "-c", SAVED_TWICE]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("[400, 200] 1\n", "")
+OWN_ROLLBACK = """
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy.session import Session
+from flask_autosession import AutoSession
+
+class Telling(Session):
+    def rollback(self):
+        print("rolled back")
+        super().rollback()
+
+db, app = SQLAlchemy(session_options={"class_": Telling}), Flask("telling")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+AutoSession(app, db=db)
+app.add_url_rule("/", "view", lambda: (str(db.session.scalar(sa.text("SELECT 1"))), 404))
+print(app.test_client().get("/").text)
+with app.app_context():
+    db.engine.dispose()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [(SAVED_TWICE, "[400, 200] 1\n"), (OWN_ROLLBACK, "rolled back\n1\n")]
+)
+def test_row_02_where_the_testing_toolkit_does_not_listen(program: str, said: str) -> None:
+    """A refused request's object can be saved by a later one; a rollback() of one's own is heard.
+
+    The toolkit listens to all sessions of its process, so that they are rolled back in another way.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == (said, "")
 
 
 def test_row_02_what_was_given_to_another_session_is_left_alone(world: World) -> None:

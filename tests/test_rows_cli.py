@@ -1427,6 +1427,30 @@ def test_row_24_a_plain_group_with_commit_contexts_off(database: Database) -> No
     world.close()
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_row_22_a_bare_context_in_a_view_that_a_command_serves(
+    database: Database, value: bool
+) -> None:
+    """In ``flask run --without-threads`` it is as bare as behind any other server."""
+    world = World(database, AUTOSESSION_COMMIT_CONTEXTS=value)
+
+    @world.app.get("/")
+    def view() -> str:
+        world.Thing(name="request").save()
+        world.auto.commit()
+        with world.app.app_context():
+            world.Thing(name="bare").save()
+        return "done"
+
+    @click.command()
+    def run() -> None:
+        assert world.app.test_client().get("/").status_code == 200
+
+    assert CliRunner().invoke(run).exit_code == 0
+    assert database.names == ["request", *(["bare"] if value else [])]
+    world.close()
+
+
 def test_row_21_a_context_made_while_a_command_exits(world: World) -> None:
     """What a callback of ``ctx.exit(3)`` does in a context of its own is not the command's."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from flask_autosession import ActiveRecord, AutoSession, SharedConnectionError
@@ -298,6 +300,28 @@ def test_row_34_a_second_writer_gets_a_clear_error(
 
     assert memory.serve(view) == status
     assert memory.names() == durable
+
+
+def test_row_34_a_failure_swallowed_while_committing_with_others_on_the_connection(
+    memory: Shop,
+) -> None:
+    """Another context that has taken the connection since does not hide what a listener hides."""
+
+    @sa.event.listens_for(memory.db.session, "before_commit")
+    def before_commit(session: Any) -> None:
+        with suppress(DBAPIError):
+            session.execute(sa.text("SELECT x FROM nowhere"))
+
+    def view() -> str:
+        memory.Item(name="gone").save()
+        with memory.app.app_context():
+            memory.Item.query.count()
+            memory.db.session.rollback()
+        return "done"
+
+    assert memory.serve(view) == 500
+    sa.event.remove(memory.db.session, "before_commit", before_commit)
+    assert memory.names() == []
 
 
 def test_row_34_writers_one_after_the_other_are_fine(memory: Shop) -> None:
