@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -23,6 +24,9 @@ from .unit import committing
 
 _SCOPE = "flask_autosession.scope"
 """The attribute of a connection that holds the scope it works for."""
+_FOLLOWED_BY = "flask_autosession.engines"
+"""The attribute of an engine that holds who follows it. A set would have to be asked by functions
+of Python, twice in each request."""
 
 
 class Engines:
@@ -32,8 +36,8 @@ class Engines:
     """
 
     def __init__(self) -> None:
-        self._known: WeakSet[Engine] = WeakSet()
         self._followed: WeakSet[Dialect] = WeakSet()
+        self._lock = Lock()
 
     def attach(self, engine: Engine, scope: Scope) -> None:
         """Follow an engine, once.
@@ -42,16 +46,17 @@ class Engines:
         :param scope: The scope.
         :raises ConfigError: If the engine commits every statement by itself.
         """
-        if engine in self._known:
+        if vars(engine).get(_FOLLOWED_BY) is self:
             return
-        refuse_autocommit(engine.get_execution_options(), str(engine.url))
-        self._known.add(engine)
-        if engine.dialect not in self._followed:  # engine.execution_options() shares it
-            self._followed.add(engine.dialect)
-            begin = None
-            if engine.dialect.name == "sqlite":
-                begin = sqlite.attach(engine, scope.settings.sqlite_begin)
-            _follow(engine, begin)
+        with self._lock:  # nobody else goes on before all is in place
+            refuse_autocommit(engine.get_execution_options(), str(engine.url))
+            if engine.dialect not in self._followed:  # engine.execution_options() shares it
+                begin = None
+                if engine.dialect.name == "sqlite":
+                    begin = sqlite.attach(engine, scope.settings.sqlite_begin)
+                _follow(engine, begin)
+                self._followed.add(engine.dialect)
+            vars(engine)[_FOLLOWED_BY] = self
 
     def adopt(self, connection: Connection, scope: Scope) -> None:
         """Note that a connection works for a scope's current unit from now on."""

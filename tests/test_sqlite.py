@@ -16,7 +16,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from flask_autosession import ActiveRecord, AutoSession, SharedConnectionError
+from flask_autosession import ActiveRecord, AutoSession, SharedConnectionError, engines
 
 
 class Shop:
@@ -335,6 +335,35 @@ def test_row_34_writers_one_after_the_other_are_fine(memory: Shop) -> None:
 
     assert memory.serve(view) == 200
     assert memory.names() == ["inner", "outer"]
+
+
+def test_row_34_two_first_requests_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that comes while another one prepares the engine waits until that is done."""
+    shop = Shop(f"sqlite:///{tmp_path / 'shop.db'}")
+    waited: list[bool] = []
+    attach = engines.sqlite.attach
+
+    def second() -> None:
+        with suppress(ZeroDivisionError), shop.auto.unit(shop.app):
+            with shop.auto.savepoint():
+                shop.Item(name="gone").save()
+            raise ZeroDivisionError
+
+    def slow(*args: Any) -> Any:
+        thread.start()
+        thread.join(0.3)
+        waited.append(thread.is_alive())
+        return attach(*args)
+
+    thread = threading.Thread(target=second)
+    monkeypatch.setattr(engines.sqlite, "attach", slow)
+    with shop.auto.unit(shop.app):
+        shop.Item.query.count()
+    thread.join(30)
+    assert waited == [True]
+    assert shop.names() == []
 
 
 def test_row_34_threads_never_mix_their_transactions(memory: Shop) -> None:
