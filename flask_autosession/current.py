@@ -62,3 +62,15 @@ def is_dispatched(scope: Scope) -> bool:
     """Whether what a scope is in right now is the dispatch of the current request."""
     frame = scope.frame
     return frame.running and frame.request is request_contexts.get().request
+
+
+def dispatches_another(found: Scope | bool) -> bool:
+    """Whether a request is being dispatched in an app context that is not the current one.
+
+    A view may push the context of another request, which then is in the same app context.
+
+    :param found: The attribute ``autosession`` of the app context.
+    """
+    if isinstance(found, Scope):
+        return found.frame.running and found.frame.request is not current_request()
+    return found

@@ -122,6 +122,8 @@ def _commit(commit: Callable[[Any], None], proxy: Any) -> None:
     if unit is not None:
         unit.commit_sent(proxy)
     commit(proxy)
+    if unit is not None:
+        unit.commit_done()  # an event of the session's may be stopped by a listener in front of us
 
 
 def refuse_autocommit(options: Any, database: str) -> None:

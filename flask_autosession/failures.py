@@ -33,9 +33,10 @@ class Failing:
     def failure(self) -> Failure | None:
         """What dooms the unit, if anything."""
         unit = self.unit
-        return unit.failure or (self._aborted() if unit.telling else None)
+        return unit.failure or (self.aborted() if unit.telling else None)
 
-    def _aborted(self) -> Failure | None:
+    def aborted(self) -> Failure | None:
+        """Return what the database alone has seen to fail, if it says so."""
         if not is_aborted(self.unit.telling):
             return None
         error = AutoSessionError("PostgreSQL reports that a statement failed.")

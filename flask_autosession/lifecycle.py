@@ -23,6 +23,7 @@ from .current import (
     app_contexts,
     current_context,
     current_request,
+    dispatches_another,
     is_dispatched,
     request_name,
     scope_in,
@@ -51,18 +52,11 @@ class Lifecycle(ContextHooks):
         """Wrap the application's methods."""
         lifecycles[self.app] = self
         answers_itself = overrides(self.app, "full_dispatch_request")
-        for wrapper in (
-            *((self.preprocess_request, self.dispatch_request) if answers_itself else ()),
-            self.wsgi_app,
-            self.app_context,
-            self.request_context,
-            self.full_dispatch_request,
-            self.process_response,
-            self.handle_user_exception,
-            self.handle_exception,
-            self.do_teardown_request,
-            self.do_teardown_appcontext,
-        ):
+        view = (self.preprocess_request, self.dispatch_request) if answers_itself else ()
+        begin = (self.wsgi_app, self.app_context, self.request_context, self.full_dispatch_request)
+        answer = (self.process_response, self.handle_user_exception, self.handle_exception)
+        end = (self.do_teardown_request, self.do_teardown_appcontext)
+        for wrapper in (*view, *begin, *answer, *end):
             self.wrap(wrapper)
         commands = cast(Any, self.app.cli)
         commands.invoke = functools.partial(self.invoke_command, commands.invoke)
@@ -103,8 +97,12 @@ class Lifecycle(ContextHooks):
                 self.put_in_front(self.handle_user_exception, self.handle_exception)
                 front[0] = methods["handle_user_exception"]
             context = current_context()
-            if getattr(context, "autosession", None) is None:
+            found = getattr(context, "autosession", None)
+            if found is None:
                 context.autosession = True
+            elif dispatches_another(found):
+                with self.app.app_context():
+                    return full_dispatch_request(*args)
             else:
                 self._enter(current_request())
             try:
@@ -195,7 +193,9 @@ class Lifecycle(ContextHooks):
         frame.status = response.status_code
         phase = frame.phase
         try:
-            scope.conclude(success, last=not frame.shared)
+            # A stream that goes on with the objects must not write what they were before.
+            stale = success and type(response.response) is not list and scope.unit.wrote
+            scope.conclude(success, last=not (frame.shared or stale))
         except Exception as error:
             refuse(scope, response, error)
             raise

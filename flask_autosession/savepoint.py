@@ -52,6 +52,8 @@ class _Block:
             failure = self._scope.unit.failure
             if failure is not None and failure.level >= self._level:
                 raise DoomedError(failure.error, failure.where)
+            if failure is None:
+                self._scope.refuse_doomed(self._scope.aborted())
         except BaseException as failed:
             self._transaction.__exit__(type(failed), failed, failed.__traceback__)
             raise

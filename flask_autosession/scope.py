@@ -215,6 +215,8 @@ class Scope(UnitOfWork):
             else:
                 if failure is not None and (self.unsaved or failure.error is not None):
                     frame.drops += (str(failure),)
+                elif failure is None and self.unsaved:
+                    frame.drops += (f"the response was {frame.status} at first",)
                 self.rollback(reason, last=last)
         if success and frame.drops:
             self._tell_drops()

@@ -34,7 +34,9 @@ class UnitSession(Session):
 
     @autoflush.setter
     def autoflush(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._autoflush_wanted = value
+        # no_autoflush and merge() put back what they have found: then that is what the doom says.
+        if value or self.scope is None or self.scope.unit.failure is None:
+            self._autoflush_wanted = value
 
     @property
     def master(self) -> Scope | None:
@@ -122,6 +124,10 @@ class UnitSession(Session):
         if not scope.unit.level:
             _follow_savepoints(self)
         scope.unit.savepoint_set(transaction)
+        for connection in list(scope.unit.connections):
+            # Else SQLAlchemy would set it when the session asks for the connection again, and not
+            # at all for those who have got that already.
+            super().connection(bind_arguments={"bind": connection})
         return transaction
 
     def connection(self, *args: Any, **kwargs: Any) -> Connection:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, make_transient, object_session
 from .exc import AutoSessionError
 from .failures import Failing
 from .phases import COMMITTED, ROLLED_BACK, State
+from .signals import unit_committed, unit_rolled_back
 from .state import Failure, Unit
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
@@ -86,8 +87,10 @@ class UnitOfWork(Failing):
         before, self.ending = self.ending, True
         token = committing.set(self)
         expire = session.expire_on_commit
-        # Expired objects could not be read any more once they are detached.
-        session.expire_on_commit = expire and not last
+        # Expired objects could not be read any more once they are detached. But callbacks must
+        # not write what they were before.
+        followed = self.unit.on_commit or unit_committed.receivers
+        session.expire_on_commit = expire and bool(followed or not last)
         try:
             session.commit()
         finally:
@@ -103,11 +106,16 @@ class UnitOfWork(Failing):
         """
         for connection, handed_out in self.unit.connections.items():
             if handed_out is proxy and connection not in self._sent:
-                failure = self._aborted()
+                failure = self.aborted()
                 if self._broken is not None:
                     failure = Failure(self._broken, "a listener for before_commit")
                 self.refuse_doomed(failure)
                 self._sent.append(connection)
+
+    def commit_done(self) -> None:
+        """Note that a COMMIT has succeeded; the last one of the unit makes it durable."""
+        if self._sent and len(self._sent) == len(self.unit.connections):
+            self._durable = True
 
     def committed(self) -> None:
         """Note that all is durable; told before any listener can raise."""
@@ -131,7 +139,8 @@ class UnitOfWork(Failing):
         session = self.session
         if session is not None and session.in_transaction():
             # rollback() expires objects. Detached ones stay readable; only callbacks need them.
-            self.clear(session, close=last and not self.unit.on_rollback)
+            needed = self.unit.on_rollback or unit_rolled_back.receivers or _is_told(session)
+            self.clear(session, close=last and not needed)
         self._finish(ROLLED_BACK, reason)
 
     def clear(self, session: Session, *, close: bool = False) -> None:
@@ -198,6 +207,10 @@ def _have_no_rows(inserted: list[ref[Any]]) -> None:
     alive = filter(None, (found() for found in inserted))
     for instance in [one for one in alive if object_session(one) is None]:
         make_transient(instance)
+
+
+def _is_told(session: Session) -> bool:
+    return bool(cast(Any, session).dispatch.persistent_to_transient)
 
 
 def _rollback_is_heard(session: Session) -> bool:

@@ -26,6 +26,7 @@ from flask import (
     request,
     request_finished,
     request_started,
+    stream_with_context,
 )
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_sqlalchemy import SQLAlchemy
@@ -1013,3 +1014,186 @@ def test_row_24_a_command_that_serves_keeps_nothing_of_its_requests(world: World
         gc.collect()
         assert [scope() for scope in scopes] == [None]
     assert world.database.names == ["served"]
+
+
+# Found by a second reviewer ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_row_10_a_connection_from_before_the_savepoint_is_covered(
+    world: World, swallowed: bool
+) -> None:
+    """What Core does on a connection that the view has had before is undone with the block."""
+
+    def view() -> str:
+        connection = world.db.session.connection()
+        with suppress(ZeroDivisionError, DoomedError), world.auto.savepoint():
+            connection.execute(sa.insert(thing).values(name="gone"))
+            if not swallowed:
+                raise ZeroDivisionError
+            with suppress(DBAPIError):
+                connection.execute(sa.insert(thing).values(name="gone"))
+        world.Thing(name="kept").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("inner_status", [200, 400])
+@pytest.mark.parametrize("fails", [False, True])
+def test_row_31_a_request_that_a_view_dispatches_by_hand(
+    world: World, touched: bool, inner_status: int, fails: bool
+) -> None:
+    """It is a unit of its own, like one that the view makes with the test client."""
+    on_sqlite = world.database.kind == "sqlite"  # which lets one write at a time
+
+    @world.app.get("/inner")
+    def inner() -> Any:
+        if not (touched and on_sqlite):
+            world.Thing(name="inner").save()
+        return "", inner_status
+
+    def view() -> str:
+        if touched:
+            world.Thing(name="outer").save()
+        with world.app.test_request_context("/inner"):
+            assert world.app.full_dispatch_request().status_code == inner_status
+        world.Thing(name="later").save()
+        if fails:
+            raise ZeroDivisionError
+        return "done"
+
+    world.app.config["PROPAGATE_EXCEPTIONS"] = False
+    assert answer(world, view) == (500 if fails else 200)
+    inner_kept = inner_status == 200 and not (touched and on_sqlite)
+    expected = [*(["inner"] if inner_kept else [])]
+    if not fails:
+        expected += ["outer", "later"] if touched else ["later"]
+    assert sorted(world.database.names) == sorted(expected)
+
+
+@pytest.mark.parametrize("where", ["on_commit", "unit_committed", "stream"])
+def test_row_19_what_follows_a_commit_reads_objects_anew(world: World, where: str) -> None:
+    """It would overwrite what others, or statements of the unit itself, have written since."""
+    world.database.insert("0")
+
+    def add(one: Any) -> str:
+        one.name = str(int(one.name) + 1)
+        return "done"
+
+    def view() -> Any:
+        one = world.Thing.query.one()
+        world.db.session.execute(sa.update(thing).values(name="10"))
+        if where == "on_commit":
+            world.auto.on_commit(lambda: add(one))
+        elif where == "unit_committed":
+            g.receiver = lambda _: add(one)
+            unit_committed.connect(g.receiver, world.app)
+        else:
+            return Response(stream_with_context(map(add, [one])))
+        return "done"
+
+    world.app.add_url_rule("/", view_func=view)
+    response = world.app.test_client().get("/")
+    assert (response.status_code, response.text) == (200, "done")
+    assert world.database.names == ["11"]
+
+
+def test_row_17_a_plain_generator_reads_what_was_loaded(world: World) -> None:
+    """Without stream_with_context it has no session, and needs none where nothing was written."""
+    world.database.insert("read")
+
+    def view() -> Response:
+        things = world.Thing.query.all()
+        return Response(one.name for one in things)
+
+    world.app.add_url_rule("/", view_func=view)
+    assert world.app.test_client().get("/").text == "read"
+
+
+def test_row_01_a_listener_in_front_of_ours_does_not_undo_the_commit(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver says what is durable, not an event that somebody may stop."""
+
+    def after_commit(session: Any) -> None:
+        raise ZeroDivisionError
+
+    sa.event.listen(world.db.session, "after_commit", after_commit, insert=True)
+    assert answer(world, lambda: str(world.Thing(name="kept").save().id)) == 200
+    assert world.database.names == ["kept"]
+    assert "A listener failed after the commit" in caplog.text
+
+
+def test_row_20_a_failure_that_becomes_a_success_too_late(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind the answer 400 the work is gone; a receiver that makes it 200 is warned of."""
+
+    def succeed(sender: Any, response: Response, **_: Any) -> None:
+        response.status_code = 200
+
+    with request_finished.connected_to(succeed, world.app):
+        assert answer(world, lambda: (str(world.Thing(name="gone").save().id), 400)) == 200
+    assert world.database.names == []
+    assert "work was thrown away: the response was 400 at first" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["no_autoflush", "merge"])
+def test_row_09_autoflush_comes_back_with_the_next_unit(world: World, how: str) -> None:
+    """What puts it back as it was found, in a doomed unit, does not switch it off for good."""
+    world.database.insert("taken")
+
+    def view() -> str:
+        with suppress(DBAPIError):
+            world.Thing(name="taken").save()
+        if how == "merge":
+            world.db.session.merge(world.Thing(id=1, name="taken"))
+        else:
+            with world.db.session.no_autoflush:
+                world.Thing.query.count()
+        world.db.session.rollback()
+        world.db.session.add(world.Thing(name="new"))
+        assert world.Thing.query.count() == 2
+        with world.db.session.no_autoflush:
+            world.db.session.add(world.Thing(name="newer"))
+            assert world.Thing.query.count() == 2
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["taken", "new", "newer"]
+
+
+def test_row_10_a_raw_cursor_that_fails_in_a_savepoint(world: World) -> None:
+    """Where the driver tells, only the savepoint is undone, and its end says so."""
+    if world.database.kind != "postgresql":
+        pytest.skip("only PostgreSQL's driver tells")
+
+    def view() -> str:
+        with pytest.raises(DoomedError), world.auto.savepoint():
+            world.Thing(name="gone").save()
+            with suppress(Exception):
+                world.db.session.connection().connection.cursor().execute("SELECT 1/0")
+        world.Thing(name="kept").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert world.database.names == ["kept"]
+
+
+def test_row_02_objects_that_lose_their_row_are_told_of(world: World) -> None:
+    """A refused request sends SQLAlchemy's persistent_to_transient, as rollback() does."""
+    lost: list[str] = []
+
+    @sa.event.listens_for(world.db.session, "persistent_to_transient")
+    def persistent_to_transient(session: Any, instance: Any) -> None:
+        lost.append(instance.name)
+
+    def view() -> tuple[str, int]:
+        g.held = world.Thing(name="gone").save()
+        return "refused", 400
+
+    assert answer(world, view) == 400
+    assert lost == ["gone"]

@@ -337,9 +337,7 @@ def test_row_34_writers_one_after_the_other_are_fine(memory: Shop) -> None:
     assert memory.names() == ["inner", "outer"]
 
 
-def test_row_34_two_first_requests_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_34_two_first_requests_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that comes while another one prepares the engine waits until that is done."""
     shop = Shop(f"sqlite:///{tmp_path / 'shop.db'}")
     waited: list[bool] = []
