@@ -88,6 +88,7 @@ def _follow(engine: Engine, begin: Callable[[Connection, Any], None] | None) -> 
             if scope is not None:
                 scope.refuse_doomed(scope.unit.failure)
                 scope.unit.wrote = True
+                scope.unit.bypassed = scope.unit.bypassed or not scope.unit.flushing
             if begin is not None:
                 begin(connection, cursor)
         elif begin is not None and statement[:9].upper() == "SAVEPOINT":

@@ -194,7 +194,7 @@ class Lifecycle(ContextHooks):
         phase = frame.phase
         try:
             # A stream that goes on with the objects must not write what they were before.
-            stale = success and type(response.response) is not list and scope.unit.wrote
+            stale = success and type(response.response) is not list and scope.unit.bypassed
             scope.conclude(success, last=not (frame.shared or stale))
         except Exception as error:
             refuse(scope, response, error)

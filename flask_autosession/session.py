@@ -84,16 +84,17 @@ class UnitSession(Session):
         unit = scope.unit
         if unit.failure is not None and self._is_refused(scope, unit.failure):
             return
-        wrote, flushed = unit.wrote, None
+        unit.flushing, wrote, flushed = True, unit.wrote, None
         if scope.frame.phase is SHELL:
             flushed = {id(one): one for one in (*self.new, *self.dirty, *self.deleted)}
         try:
             super().flush(*args, **kwargs)
         except BaseException as error:
-            unit.wrote = wrote
+            unit.flushing, unit.wrote = False, wrote
             scope.flush_failed(self, error)
             del scope, unit  # or else this frame keeps what keeps the error that keeps this frame
             raise
+        unit.flushing = False
         if flushed:
             unit.flushed.update(flushed)
 

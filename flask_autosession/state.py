@@ -51,6 +51,9 @@ class Unit:
         self.failure: Failure | None = None
         self.wrote: bool = False
         """Whether a statement wrote, as far as can be seen. It only decides about warnings."""
+        self.flushing: bool = False
+        self.bypassed: bool = False
+        """Whether a statement wrote that no flush has sent, past the objects in the session."""
         self.flushed: dict[int, object] = {}
         """The objects that were flushed, by their id, in a shell, which tells how many."""
         self.connections: dict[Connection, Any] = {}

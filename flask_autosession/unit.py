@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, make_transient, object_session
 from .exc import AutoSessionError
 from .failures import Failing
 from .phases import COMMITTED, ROLLED_BACK, State
-from .signals import unit_committed, unit_rolled_back
+from .signals import unit_committed
 from .state import Failure, Unit
 
 logger: logging.Logger = logging.getLogger("flask_autosession")
@@ -87,10 +87,10 @@ class UnitOfWork(Failing):
         before, self.ending = self.ending, True
         token = committing.set(self)
         expire = session.expire_on_commit
-        # Expired objects could not be read any more once they are detached. But callbacks must
-        # not write what they were before.
-        followed = self.unit.on_commit or unit_committed.receivers
-        session.expire_on_commit = expire and bool(followed or not last)
+        # Expired objects could not be read any more once they are detached. But a callback must
+        # not go on with what is not so any more.
+        stale = self.unit.bypassed and (self.unit.on_commit or unit_committed.receivers)
+        session.expire_on_commit = expire and bool(stale or not last)
         try:
             session.commit()
         finally:
@@ -139,7 +139,7 @@ class UnitOfWork(Failing):
         session = self.session
         if session is not None and session.in_transaction():
             # rollback() expires objects. Detached ones stay readable; only callbacks need them.
-            needed = self.unit.on_rollback or unit_rolled_back.receivers or _is_told(session)
+            needed = self.unit.on_rollback or _is_told(session)
             self.clear(session, close=last and not needed)
         self._finish(ROLLED_BACK, reason)
 

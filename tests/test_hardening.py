@@ -1101,6 +1101,15 @@ def test_row_19_what_follows_a_commit_reads_objects_anew(world: World, where: st
     assert world.database.names == ["11"]
 
 
+def test_row_19_objects_stay_readable_behind_a_callback(world: World) -> None:
+    """A callback takes nothing away from those who go on with the objects of a unit."""
+    history: list[str] = []
+    with world.auto.unit(world.app):
+        one = world.Thing(name="kept").save()
+        world.auto.on_commit(lambda: history.append(one.name))
+    assert [one.name, one.id] == [*history, *world.database.rows("SELECT id FROM thing")[0]]
+
+
 def test_row_17_a_plain_generator_reads_what_was_loaded(world: World) -> None:
     """Without stream_with_context it has no session, and needs none where nothing was written."""
     world.database.insert("read")
