@@ -1,11 +1,59 @@
-"""Emptying all tables of an application, and setting their counters back."""
+"""Undoing what was committed: tables are emptied, or dropped and made again."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import sqlalchemy as sa
+from flask import Flask
 from sqlalchemy.engine import Connection, Engine
 
+from .binds import engines_of
+from .dropping import Thing, drop_things
+from .schema import ensure, known_of, metadata_of
 from .unchecked import existing, unchecked
+from .undoing import told, undone_on_each
+
+_VERSION = Thing("TABLE", None, "alembic_version")
+
+
+def empty_all(app: Flask) -> list[str]:
+    """Empty all tables of an app and set their counters back.
+
+    :param app: The application.
+    :return: What could not be undone.
+    """
+
+    def undo(key: str | None, engine: Engine) -> None:
+        empty(engine, metadata_of(app, key))
+
+    return undone_on_each(engines_of(app), undo)
+
+
+def rebuild(app: Flask, source: str) -> list[str]:
+    """Drop the tables of an app, and what tests have made beside them, and make them again.
+
+    :param app: The application.
+    :param source: Where they come from.
+    :return: What could not be undone.
+    """
+    problems = undone_on_each(engines_of(app), partial(_drop, app, source))
+    with told(problems, f"The tables of {app.name!r} could not be made again"):
+        ensure(app, source)
+    return problems
+
+
+def _drop(app: Flask, source: str, key: str | None, engine: Engine) -> None:
+    known, metadata = known_of(app, key), metadata_of(app, key)
+    own = {Thing("TABLE", table.schema, table.name) for table in metadata.tables.values()}
+    if source == "migrate":
+        own.add(_VERSION)
+        if _VERSION in known.before[None]:  # migrated before: they made its types as well
+            own |= {thing for thing in known.before[None] if thing.kind == "TYPE"}
+    known.tables.clear()  # also if it fails: MariaDB has dropped some of them then
+    drop_things(engine, known.made() | own)
+    known.rows.clear()
+    known.migrated = False
 
 
 def empty(engine: Engine, metadata: sa.MetaData) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, cast
 from weakref import WeakSet
@@ -26,6 +26,7 @@ from .binds import engines_of
 from .databases import WorkerDatabases
 from .isolation import STRATEGIES, Isolation, keep_contexts
 from .leaks import contexts, left_behind, pop_contexts
+from .undoing import told
 from .units import EndedUnit, capture_on_commit_callbacks, record_units
 
 Captured = AbstractContextManager[list[Callable[[], Any]]]
@@ -186,17 +187,27 @@ class Isolations:
         self._item = None
         self._late.clear()
         problems: list[str] = []
-        while self._begun:
-            try:
-                self._begun.pop().end(failed=failed)
-            except IsolationError as error:
-                problems.append(str(error))
-        while self._own:
-            for engine in engines_of(self._own.pop()).values():
-                engine.dispose()
-                schema.forget_engine(engine)
+        with ExitStack() as stack:  # all have their turn, last first, even if one is interrupted
+            for app in self._own:
+                stack.callback(_dispose, app, problems)
+            for isolation in self._begun:
+                stack.callback(_undo, isolation, failed, problems)
+            self._own.clear()
+            self._begun.clear()
         if problems:
             pytest.fail("\n".join(problems), pytrace=False)
+
+
+def _undo(isolation: Isolation, failed: bool, problems: list[str]) -> None:
+    with told(problems, "The test could not be undone"):
+        isolation.end(failed=failed)
+
+
+def _dispose(app: Flask, problems: list[str]) -> None:
+    with told(problems, f"The engines of {app.name!r} could not be disposed of"):
+        for engine in engines_of(app).values():
+            engine.dispose()
+            schema.forget_engine(engine)
 
 
 def _look(app: Flask, key: str | None, connection: Connection) -> None:

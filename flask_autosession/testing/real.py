@@ -14,12 +14,15 @@ from flask_autosession.callsite import caller
 from flask_autosession.exc import IsolationError
 from flask_autosession.statements import is_write
 
-from .binds import engines_of
-from .emptying import empty
+from .binds import database_key, engines_of
+from .emptying import empty_all, rebuild
 from .held import real
-from .schema import ensure, known_of, metadata_of, rebuild
+from .schema import ensure, known_of, metadata_of
 from .sharing import SharedPool
 from .unchecked import counted
+
+_looked_at: dict[Real, set[tuple[object, str]]] = {}
+"""The tables whose rows from before the test those have looked for that are to undo it."""
 
 
 class Taken:
@@ -63,6 +66,7 @@ class Real(ABC):
         self._taken: list[Taken] = []
         self._written = 0
         self._lock = threading.RLock()
+        self._lazy = False
         self._prepared = False
         self._refused = ""
 
@@ -83,6 +87,7 @@ class Real(ABC):
         for engine in self.engines:
             event.listen(engine, "checkout", self._checkout)
             event.listen(engine, "before_cursor_execute", self._execute)
+        self._lazy = lazy
         if not lazy:
             try:
                 self.prepare()
@@ -108,16 +113,21 @@ class Real(ABC):
 
     def _prepare(self) -> None:
         ensure(self.app, self.source)
+        # What an app finds that is only made in the test may be what the test has written.
+        looked_at = set().union(*_looked_at.values()) if self._lazy else set()
+        tables = set()
         for key, engine in engines_of(self.app).items():
-            before = known_of(self.app, key).rows
-            for name, count in sorted(counted(engine, metadata_of(self.app, key)).items()):
-                if count != before.get(name):
+            before, metadata = known_of(self.app, key).rows, metadata_of(self.app, key)
+            tables |= {(database_key(engine), name) for name in metadata.tables}
+            for name, count in sorted(counted(engine, metadata).items()):
+                if count != before.get(name) and (database_key(engine), name) not in looked_at:
                     raise IsolationError(
                         f"The strategy {self.name!r} would remove the rows that the table {name!r}"
                         f" on {engine.url.render_as_string()} had before the test.",
                         "Give the tests a database of their own, and write what this test needs in"
                         " fixtures of its own, not in those of a class, a module or the session.",
                     )
+        _looked_at[self] = tables
 
     def _checkout(self, driver: Any, record: Any, proxy: Any) -> None:
         if real.get():
@@ -139,9 +149,9 @@ class Real(ABC):
         for engine in self.engines:
             event.remove(engine, "checkout", self._checkout)
             event.remove(engine, "before_cursor_execute", self._execute)
-        if self._prepared:
-            self.undo()
-        return [self._refused] if self._refused else []
+        _looked_at.pop(self, None)
+        undone = self.undo() if self._prepared else []
+        return [self._refused, *undone] if self._refused else undone
 
     def refusals(self) -> list[str]:
         """Return nothing: anybody may connect."""
@@ -152,8 +162,8 @@ class Real(ABC):
         return self._written
 
     @abstractmethod
-    def undo(self) -> None:
-        """Undo what was committed."""
+    def undo(self) -> list[str]:
+        """Undo what was committed, and return what could not be."""
 
 
 class Truncate(Real):
@@ -161,13 +171,11 @@ class Truncate(Real):
 
     name: str = "truncate"
 
-    def undo(self) -> None:
-        """Empty all tables."""
+    def undo(self) -> list[str]:
+        """Empty all tables, and return what could not be."""
         if any(known_of(self.app, key).rows for key in engines_of(self.app)):
-            rebuild(self.app, self.source)  # which brings the rows of the migrations back
-            return
-        for key, engine in engines_of(self.app).items():
-            empty(engine, metadata_of(self.app, key))
+            return rebuild(self.app, self.source)  # which brings the rows of the migrations back
+        return empty_all(self.app)
 
 
 class Recreate(Real):
@@ -188,6 +196,6 @@ class Recreate(Real):
             )
         super().begin(lazy=lazy)
 
-    def undo(self) -> None:
-        """Drop all tables and make them again."""
-        rebuild(self.app, self.source)
+    def undo(self) -> list[str]:
+        """Drop all tables and make them again, and return where that failed."""
+        return rebuild(self.app, self.source)

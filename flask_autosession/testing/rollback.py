@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import Pool
 
 from flask_autosession.exc import IsolationError
@@ -21,6 +23,7 @@ from .sharing import Share, SharedPool
 from .watch import watch
 
 _DIALECTS = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
+_UNDOES_DDL = frozenset({"sqlite", "postgresql"})
 
 
 class Database:
@@ -66,12 +69,34 @@ class Database:
     def _hold(self, engine: Engine) -> Held:
         with self._lock:
             while self._unprepared:
-                self._unprepared.pop(0)()
+                self._prepare(self._unprepared.pop(0))
             if self.held is None:
                 self.held = Held(engine, self._pools[engine][0], self.home)
+                _initialised.add(engine)
+            elif engine not in _initialised:
+                # As SQLAlchemy does when a pool connects for the first time, which this one's own
+                # does not; not by a connection of its own, which a server may not have left.
+                _initialised.add(engine)
+                with engine.connect() as connection:
+                    engine.dialect.initialize(connection)
             return self.held
 
+    def _prepare(self, prepare: Callable[[], None]) -> None:
+        try:
+            prepare()
+        except DBAPIError as error:
+            if self.held is None:
+                raise
+            raise IsolationError(
+                "The test has used a database before another application on it, whose tables could"
+                f" not be made then: {error.orig}.",
+                "If the test itself holds that lock, use the application before, or mark the test"
+                ' @pytest.mark.autosession("truncate").',
+            ) from error
 
+
+_initialised: WeakSet[Engine] = WeakSet()
+"""The engines whose dialect knows what SQLAlchemy asks a server once."""
 _shared: WeakKeyDictionary[Engine, SharedPool] = WeakKeyDictionary()
 _databases: WeakValueDictionary[object, Database] = WeakValueDictionary()
 
@@ -94,6 +119,25 @@ def shared_pool(engine: Engine) -> SharedPool:
     return shared
 
 
+def make_in_test(engine: Engine, metadata: sa.MetaData) -> bool:
+    """Make tables on the connection of the test, if it has one already.
+
+    A real one would wait for its locks, most likely for ever. MariaDB cannot undo such a thing.
+
+    :param engine: An engine.
+    :param metadata: The tables that the application knows.
+    :return: Whether that was done; at the test's end they are gone.
+    """
+    held = database_of(engine).held
+    if held is None or engine.dialect.name not in _UNDOES_DDL:
+        return False
+    written = held.written
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+    held.written = written  # by the test itself
+    return True
+
+
 class Rollback:
     """What one test, or the tests of one class or module, do to an app's databases.
 
@@ -103,12 +147,13 @@ class Rollback:
     """
 
     def __init__(self, app: Flask, engines: list[Engine], source: str) -> None:
-        self._prepare = partial(ensure, app, source)
+        self._prepare = partial(ensure, app, source, make_in_test)
         self._engines = {engine: database_of(engine) for engine in engines}
         self._databases = list(dict.fromkeys(self._engines.values()))
         self._around = [database.held for database in self._databases if database.held is not None]
         self._marks: dict[Held, Mark] = {}
         self._before: set[Share] = set()
+        self._written = 0
 
     @property
     def nested(self) -> bool:
@@ -130,6 +175,7 @@ class Rollback:
                 )
         for held in self._around:
             self._before.update(held.shares)
+            self._written += held.written
             self._marks[held] = held.layers.mark()
         for engine, database in self._engines.items():
             database.enter(engine, self._prepare)
@@ -146,8 +192,9 @@ class Rollback:
         return [refused(place) for place in dict.fromkeys(found)]
 
     def written(self) -> int:
-        """Return how many statements have written so far."""
-        return sum(database.held.written for database in self._databases if database.held)
+        """Return how many statements have written since."""
+        held = [database.held for database in self._databases if database.held is not None]
+        return sum(one.written for one in held) - self._written
 
     def open_connections(self) -> list[Share]:
         """Return what was taken since, and not given back."""

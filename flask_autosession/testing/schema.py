@@ -6,7 +6,7 @@ import atexit
 import importlib
 import logging
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,7 +27,6 @@ logger: logging.Logger = logging.getLogger("flask_autosession")
 
 SOURCES: tuple[str, ...] = ("create_all", "migrate", "none")
 """Where tables come from: ``db.create_all()``, Flask-Migrate, or something else."""
-_VERSION = Thing("TABLE", None, "alembic_version")
 
 
 @dataclass
@@ -114,11 +113,18 @@ def metadata_of(app: Flask, key: str | None) -> sa.MetaData:
     return metadata
 
 
-def ensure(app: Flask, source: str) -> None:
+def nowhere(_: Engine, __: sa.MetaData) -> bool:
+    """Make no tables, because there is no transaction that they could go with."""
+    return False
+
+
+def ensure(app: Flask, source: str, make: Callable[[Engine, sa.MetaData], bool] = nowhere) -> None:
     """Make the tables of an app that are not made yet, on every bind.
 
     :param app: The application.
     :param source: One of :data:`SOURCES`.
+    :param make: Makes them in a transaction that is going on, with which they go again, and says
+        whether there is one.
     """
     if source == "create_all" and _is_made(app):
         return
@@ -126,7 +132,7 @@ def ensure(app: Flask, source: str) -> None:
     if source == "migrate":
         _migrate(app, known)
     elif source == "create_all":
-        _create(app, known)
+        _create(app, known, make)
 
 
 def _is_made(app: Flask) -> bool:
@@ -138,12 +144,14 @@ def _is_made(app: Flask) -> bool:
     return True
 
 
-def _create(app: Flask, known: dict[str | None, Known]) -> None:
+def _create(
+    app: Flask, known: dict[str | None, Known], make: Callable[[Engine, sa.MetaData], bool]
+) -> None:
     for key, one in known.items():
-        metadata = metadata_of(app, key)
-        if not metadata.tables.keys() <= one.tables:
+        engine, metadata = engines_of(app)[key], metadata_of(app, key)
+        if not metadata.tables.keys() <= one.tables and not make(engine, metadata):
             before = counted(one.engine, metadata)
-            with unchecked(engines_of(app)[key]) as connection:  # does not wait for locks for ever
+            with unchecked(engine) as connection:  # does not wait for locks for ever
                 metadata.create_all(connection)
             one.tables.update(metadata.tables)
             one.touched = True
@@ -193,26 +201,6 @@ def _logging_kept() -> Generator[None]:
         root.setLevel(level)  # which makes loggers forget what they believe to be silenced
         for one, was in disabled.items():
             one.disabled = was
-
-
-def rebuild(app: Flask, source: str) -> None:
-    """Drop the tables of an app, and what tests have made beside them, and make them again.
-
-    :param app: The application.
-    :param source: One of :data:`SOURCES`.
-    """
-    for key, engine in engines_of(app).items():
-        known, metadata = known_of(app, key), metadata_of(app, key)
-        own = {Thing("TABLE", table.schema, table.name) for table in metadata.tables.values()}
-        if source == "migrate":
-            own.add(_VERSION)
-            if _VERSION in known.before[None]:  # migrated before: they made its types as well
-                own |= {thing for thing in known.before[None] if thing.kind == "TYPE"}
-        drop_things(engine, known.made() | own)
-        known.tables.clear()
-        known.rows.clear()
-        known.migrated = False
-    ensure(app, source)
 
 
 def forget_engine(engine: Engine) -> None:

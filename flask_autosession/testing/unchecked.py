@@ -85,7 +85,7 @@ def counted(engine: Engine, metadata: sa.MetaData) -> dict[str, int]:
     :param engine: An engine.
     :param metadata: The tables that the application knows.
     """
-    with real_connections(), engine.connect() as connection:
+    with unchecked(engine) as connection:  # somebody may have locked a table as a whole
         counts = {
             table.fullname: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
             for table in existing(connection, metadata)

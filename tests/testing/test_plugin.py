@@ -365,6 +365,139 @@ def test_the_connections_of_a_tests_own_application_are_closed(project: Project)
 
 
 @on_sqlite
+def test_an_app_that_cannot_be_put_back_is_told_and_the_others_are(
+    project: Project, tmp_path: Path
+) -> None:
+    """A lock on one app's database fails the test, and nothing of it is left in the others."""
+    project.write(
+        test_it=f"""
+        import sqlite3
+        import pytest
+        from conftest import create_app, db
+
+        kept = []
+
+        def make(name):
+            return create_app(f"sqlite:///{tmp_path}/{{name}}.db?timeout=0.1", name)
+
+        @pytest.fixture(scope="session")
+        def apps():
+            return [make(name) for name in "abcd"]
+
+        @pytest.mark.autosession("truncate")
+        def test_locked(apps):
+            own = make("own")
+            for app in (*apps, own):
+                assert app.test_client().post("/things/x").status_code == 201
+            with own.app_context():
+                kept.append(db.engine)
+            for name in "bc":
+                kept.append(sqlite3.connect(f"{tmp_path}/{{name}}.db", isolation_level=None))
+                kept[-1].execute("BEGIN IMMEDIATE")
+
+        def test_next(apps):
+            engine, *locks = kept
+            for lock in locks:
+                lock.close()
+            assert engine.pool.checkedin() == 0
+            found = {{}}
+            for name in (*"abcd", "own"):
+                connection = sqlite3.connect(f"{tmp_path}/{{name}}.db")
+                found[name] = len(connection.execute("SELECT * FROM toolkit_thing").fetchall())
+                connection.close()
+            assert found == {{"a": 0, "b": 1, "c": 1, "d": 0, "own": 0}}
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=2, errors=1)
+    for name in "bc":
+        result.stdout.fnmatch_lines_random(
+            f"*could not be undone on*/{name}.db*database is locked*"
+        )
+    result.stdout.no_fnmatch_line("*could not be undone on*/[!bc].db*")
+
+
+def test_an_app_that_is_made_in_a_test_gets_its_tables(project: Project) -> None:
+    """Behind the rows of the test, and in a wider fixture too: to make tables is not to write."""
+    project.write(
+        test_it="""
+        import pytest
+        from conftest import AutoSession, Flask, SQLAlchemy, sa
+
+        @pytest.fixture(scope="session")
+        def wide(app):
+            db = SQLAlchemy()
+
+            class Late(db.Model):
+                __tablename__ = "toolkit_late"
+                id = sa.Column(sa.Integer, primary_key=True)
+                thing = sa.Column(sa.Integer)
+
+            late = Flask("late")
+            late.config.update(app.config)
+            auto = AutoSession(late, db=db)
+            with auto.unit(late):
+                assert Late.query.all() == []
+            return auto, late, Late
+
+        def test_in_a_fixture(client, names, request):
+            client.post("/things/a")
+            auto, late, Late = request.getfixturevalue("wide")
+            with auto.unit(late):
+                Late(thing=1).save()
+            assert names() == ["a"]
+
+        def test_again(client, names, wide):
+            auto, late, Late = wide
+            client.post("/things/a")
+            with auto.unit(late):
+                assert Late.query.all() == []
+                Late(thing=1).save()
+            assert names() == ["a"]
+        """
+    )
+    project.run().assert_outcomes(passed=2)
+    assert (project.names, project.tables) == ([], ["thing"])
+
+
+@on_sqlite
+@pytest.mark.parametrize("error", ["ZeroDivisionError", "pytest.fail.Exception"])
+def test_whatever_fails_at_an_end_does_not_keep_the_others_from_theirs(
+    project: Project, error: str
+) -> None:
+    """An error that nobody has foreseen, or a timeout, fails the test; all others are undone."""
+    project.write(
+        test_it=f"""
+        import pytest
+        from conftest import create_app, db
+        from flask_autosession.testing.leaks import Leaks
+
+        @pytest.fixture(scope="session")
+        def others():
+            return [create_app(name=name).test_client() for name in "ab"]
+
+        def test_fails_at_its_end(client, others):
+            client.post("/things/a")
+            end = Leaks.end
+
+            def fail(leaks):
+                Leaks.end = end
+                end(leaks)
+                raise {error}("of the end")
+
+            Leaks.end = fail
+
+        def test_next(names, others):
+            assert names() == []
+            assert [other.get("/things").json for other in others] == [[], []]
+        """
+    )
+    result = project.run()
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines("*of the end")
+
+
+@on_sqlite
 def test_a_factory_may_import_its_models_last(project: Project) -> None:
     """Tables are there also for models that are declared behind ``auto.init_app(app)``."""
     project.write(

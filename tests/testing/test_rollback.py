@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from flask_autosession import AutoSession, DoomedError
 from flask_autosession.celery import celery_init_app
 from flask_autosession.testing import IsolationError, isolate, schema
+from flask_autosession.testing.binds import engines_of
 
 from ..world import Database, World, metadata, thing
 
@@ -649,6 +650,46 @@ def test_two_binds_on_one_database(database: Database) -> None:
         world.db.session.commit()
         assert names(world) == ["mine", "other"]
     assert database.names == []
+    world.close()
+
+
+def test_a_bind_that_comes_second_knows_its_database(database: Database) -> None:
+    """What SQLAlchemy asks a server when it first connects, it asks for every engine."""
+    for _ in range(2):
+        world = World(database, SQLALCHEMY_BINDS={"other": database.uri})
+        with isolate(world.app), world.app.app_context():
+            first, second = world.db.engine, world.db.engines["other"]
+            first.connect().close()
+            assert sa.inspect(second).has_table("thing")
+            with second.begin() as connection:
+                insert = sa.insert(thing).returning(thing.c.name)
+                rows = [{"name": "one"}, {"name": "two"}]
+                assert connection.scalars(insert, rows).all() == ["one", "two"]
+            assert names(world) == ["one", "two"]
+            for what in ("server_version_info", "default_schema_name", "default_isolation_level"):
+                assert getattr(first.dialect, what) == getattr(second.dialect, what) is not None
+        assert database.names == []
+        world.close()
+
+
+def test_a_bind_that_comes_second_is_asked_once(database: Database) -> None:
+    """However many tests there are, they cost no more than with one bind."""
+    world = World(database, SQLALCHEMY_BINDS={"other": database.uri})
+    first, second = engines_of(world.app).values()
+    sent: list[str] = []
+
+    @sa.event.listens_for(second, "before_cursor_execute")
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    for _ in range(3):
+        with isolate(world.app):
+            first.connect().close()
+            sent.clear()
+            for _ in range(2):
+                with second.connect() as connection:
+                    connection.exec_driver_sql("SELECT 1")
+    assert sent == ["SELECT 1", "SELECT 1"]
     world.close()
 
 

@@ -19,7 +19,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_autosession import AutoSession
-from flask_autosession.testing import IsolationError, isolate, schema
+from flask_autosession.testing import IsolationError, isolate, schema, unchecked
 from flask_autosession.testing.binds import engines_of
 from tests.world import Database
 
@@ -30,6 +30,9 @@ on_sqlite = pytest.mark.parametrize("lab", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("lab", ["postgresql"], indirect=True)
 on_mariadb = pytest.mark.parametrize("lab", ["mariadb"], indirect=True)
 on_servers = pytest.mark.parametrize("lab", ["postgresql", "mariadb"], indirect=True)
+
+# On SQLite the driver says how long to wait for a lock.
+IMPATIENT = {"sqlite": {"connect_args": {"timeout": 0.1}}}
 
 
 class Lab:
@@ -241,6 +244,69 @@ def test_two_applications_on_one_database(lab: Lab) -> None:
     with isolate(lab.app, "truncate"), isolate(other.app, "truncate"):
         other.commit(Thing(), Hen())
     assert lab.rows("SELECT * FROM thing") == lab.rows("SELECT * FROM hen") == []
+
+
+@pytest.mark.parametrize("lab", ["sqlite", "postgresql"], indirect=True)
+def test_tables_of_an_application_that_comes_late(lab: Lab) -> None:
+    """They are made behind the locks of the test that it comes into, and go with that test."""
+    lab = lab.another(SQLALCHEMY_ENGINE_OPTIONS=IMPATIENT.get(lab.kind, {}))
+    Thing = lab.thing()
+    late = lab.another(SQLALCHEMY_ENGINE_OPTIONS=IMPATIENT.get(lab.kind, {}))
+    Same, (Hen, _) = late.thing(), late.circle()
+    for _ in range(2):
+        with isolate(lab.app):
+            with lab.auto.unit(lab.app):
+                Thing(name="first").save()
+                Thing.__table__.drop(lab.db.session.connection())
+                Thing.__table__.create(lab.db.session.connection())
+            with isolate(late.app):
+                late.commit(Same(name="late"), Hen())
+                with lab.app.app_context():
+                    assert [thing.name for thing in Thing.query] == ["late"]
+                assert lab.tables == ["thing"]
+    assert lab.tables == ["thing"]
+    with isolate(late.app):
+        late.commit(Same(), Hen())
+    assert lab.tables == ["egg", "hen", "thing"]
+    assert lab.rows("SELECT * FROM thing") == lab.rows("SELECT * FROM hen") == []
+
+
+@on_mariadb
+def test_tables_of_an_application_that_comes_late_on_mariadb(lab: Lab) -> None:
+    """There they stay until the end of all tests, because to make them commits."""
+    Thing = lab.thing()
+    late = lab.another()
+    Hen, _ = late.circle()
+    with isolate(lab.app):
+        lab.commit(Thing(name="first"))
+        with isolate(late.app):
+            late.commit(Hen())
+        with lab.app.app_context():
+            assert [thing.name for thing in Thing.query] == ["first"]
+    assert lab.tables == ["egg", "hen", "thing"]
+    assert lab.rows("SELECT * FROM thing") == lab.rows("SELECT * FROM hen") == []
+
+
+@on_mariadb
+def test_tables_of_an_application_that_comes_late_and_finds_a_lock(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told why it has no tables, in place of waiting for ever, and the test is undone."""
+    Thing = lab.thing()
+    use(lab, "rollback")
+    late = lab.another()
+    late.thing()
+    Hen, _ = late.circle()
+    monkeypatch.setattr(unchecked, "PATIENCE", 0)
+    with lab.database.engine.connect() as other, isolate(lab.app):
+        lab.engine.connect().close()
+        other.exec_driver_sql("LOCK TABLES thing WRITE")
+        told = r"could not be made then: .*Lock wait timeout.*\. If the test itself"
+        with pytest.raises(IsolationError, match=told), isolate(late.app):
+            late.commit(Hen())
+        other.exec_driver_sql("UNLOCK TABLES")
+        lab.commit(Thing(name="own"))
+    assert lab.rows("SELECT * FROM thing") == []
 
 
 @on_sqlite

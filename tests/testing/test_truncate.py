@@ -576,6 +576,57 @@ def test_somebody_elses_lock_is_an_error(lab: Lab, strategy: str) -> None:
     assert lab.rows("SELECT name FROM thing") == [("kept",)]
 
 
+@on_sqlite
+@pytest.mark.parametrize("strategy", ["truncate", "recreate"])
+def test_a_lock_on_one_bind_is_told_and_the_others_are_emptied(
+    lab: Lab, strategy: str, tmp_path: Path
+) -> None:
+    """Each database that could not be put back is named, and nothing is left in the others."""
+    binds = {key: f"sqlite:///{tmp_path}/{key}.db?timeout=0.1" for key in "abcd"}
+    lab = lab.another(SQLALCHEMY_BINDS=binds)
+    for key in binds:
+        columns = {"__bind_key__": key, "id": sa.Column(sa.Integer, primary_key=True)}
+        type(f"Thing{key}", (lab.db.Model,), {"__tablename__": "thing", **columns})
+    seen = {key: sa.create_engine(uri, poolclass=sa.NullPool) for key, uri in binds.items()}
+    with (
+        seen["a"].connect() as first,
+        seen["c"].connect() as second,
+        pytest.raises(IsolationError) as caught,
+        isolate(lab.app, strategy),
+    ):
+        for key, engine in engines_of(lab.app).items():
+            if key is not None:
+                with engine.begin() as connection:
+                    connection.exec_driver_sql("INSERT INTO thing VALUES (1)")
+        for connection in (first, second):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    failed = r"could not be undone on sqlite:///\S+/(\w+).db\S*: .* database is locked"
+    told = re.findall(failed, str(caught.value))
+    assert told == ["a", "c"]
+    rows = {}
+    for key, engine in seen.items():
+        with engine.connect() as connection:
+            rows[key] = connection.exec_driver_sql("SELECT count(*) FROM thing").scalar()
+    assert rows == {"a": 1, "b": 0, "c": 1, "d": 0}
+
+
+@on_servers
+@pytest.mark.parametrize("strategy", ["rollback", "truncate"])
+def test_somebody_elses_lock_is_an_error_at_the_beginning(lab: Lab, strategy: str) -> None:
+    """Where a table is locked as a whole, its rows cannot be counted, and nobody waits for ever."""
+    Thing = lab.thing()
+    use(lab, strategy)
+    lab.circle()  # is to be made
+    lock = {"postgresql": "LOCK TABLE thing", "mariadb": "LOCK TABLES thing WRITE"}
+    with lab.database.engine.connect() as other:
+        other.exec_driver_sql(lock[lab.kind])
+        with impatience(lab), pytest.raises(Exception, match=LOCKED):
+            use(lab, strategy)
+    with isolate(lab.app, strategy):
+        lab.commit(Thing(name="own"))
+    assert lab.rows("SELECT * FROM thing") == []
+
+
 @on_servers
 def test_the_end_of_all_tests_does_not_wait_for_ever(
     lab: Lab, caplog: pytest.LogCaptureFixture
@@ -687,6 +738,79 @@ def test_a_refusal_is_not_lost(project: Project) -> None:
     assert project.names == ["dear"]
     with execute() as connection:
         connection.exec_driver_sql("DROP TABLE toolkit_thing")
+
+
+def test_a_second_app_in_a_test_that_has_written(project: Project) -> None:
+    """The rows of the test itself are no reason to refuse an app that it makes later."""
+    project.write(
+        test_it="""
+        import pytest
+        from conftest import create_app
+
+        @pytest.fixture
+        def posted(client):
+            client.post("/things/a")
+
+        @pytest.fixture
+        def other(posted):
+            return create_app(name="other").test_client()
+
+        @pytest.mark.autosession("truncate")
+        def test_in_the_test(posted, names):
+            second, third = (create_app(name=name).test_client() for name in ("second", "third"))
+            assert second.get("/things").json == ["a"]
+            second.post("/things/b")
+            assert third.get("/things").json == names() == ["a", "b"]
+
+        @pytest.mark.autosession("recreate")
+        def test_in_a_fixture(other, names):
+            other.post("/things/b")
+            assert names() == ["a", "b"]
+
+        def test_nothing_is_left(names):
+            assert names() == []
+        """
+    )
+    project.run().assert_outcomes(passed=3)
+    assert project.names == []
+
+
+def test_a_second_app_in_a_test_does_not_empty_what_the_first_does_not_know(
+    project: Project,
+) -> None:
+    """Rows of a table that only the app knows that is made later were there before the test."""
+    execute = project.database.engine.begin
+    with execute() as connection:
+        connection.exec_driver_sql("CREATE TABLE toolkit_dear (id INTEGER PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO toolkit_dear VALUES (7)")
+    project.write(
+        test_it="""
+        import pytest
+        from conftest import AutoSession, Flask, SQLAlchemy, sa
+
+        @pytest.mark.autosession("truncate")
+        def test_it(app, client):
+            client.post("/things/a")
+            db = SQLAlchemy()
+
+            class Dear(db.Model):
+                __tablename__ = "toolkit_dear"
+                id = sa.Column(sa.Integer, primary_key=True)
+
+            other = Flask("other")
+            other.config.update(app.config)
+            auto = AutoSession(other, db=db)
+            with auto.unit(other):
+                Dear.query.all()
+        """
+    )
+    result = project.run()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines("*'truncate' would remove the rows*'toolkit_dear'*")
+    assert project.database.rows("SELECT id FROM toolkit_dear") == [(7,)]
+    assert project.names == []
+    with execute() as connection:
+        connection.exec_driver_sql("DROP TABLE toolkit_dear")
 
 
 @pytest.mark.parametrize(
