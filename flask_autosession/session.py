@@ -125,10 +125,11 @@ class UnitSession(Session):
         if not scope.unit.level:
             _follow_savepoints(self)
         scope.unit.savepoint_set(transaction)
-        for connection in list(scope.unit.connections):
-            # Else SQLAlchemy would set it when the session asks for the connection again, and not
-            # at all for those who have got that already.
-            super().connection(bind_arguments={"bind": connection})
+        if scope.unit.failure is None and scope.aborted() is None:
+            for connection in list(scope.unit.connections):
+                # Else SQLAlchemy would set it when the session asks for the connection again, and
+                # not at all for those who have got that already.
+                super().connection(bind_arguments={"bind": connection})
         return transaction
 
     def connection(self, *args: Any, **kwargs: Any) -> Connection:
