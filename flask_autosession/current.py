@@ -64,13 +64,12 @@ def is_dispatched(scope: Scope) -> bool:
     return frame.running and frame.request is request_contexts.get().request
 
 
-def dispatches_another(found: Scope | bool) -> bool:
+def dispatches_another(found: object) -> bool:
     """Whether a request is being dispatched in an app context that is not the current one.
 
     A view may push the context of another request, which then is in the same app context.
 
     :param found: The attribute ``autosession`` of the app context.
     """
-    if isinstance(found, Scope):
-        return found.frame.running and found.frame.request is not current_request()
-    return found
+    busy = found.frame if isinstance(found, Scope) and found.frame.running else None
+    return busy is not None and busy.request is not current_request()

@@ -191,15 +191,15 @@ class Lifecycle(ContextHooks):
     def _conclude(self, scope: Scope, response: Response) -> None:
         frame, success = scope.frame, self._success(response)
         frame.status = response.status_code
-        phase = frame.phase
+        phase, streamed = frame.phase, type(response.response) is not list
         try:
             # A stream that goes on with the objects must not write what they were before.
-            stale = success and type(response.response) is not list and scope.unit.bypassed
+            stale = success and streamed and scope.unit.bypassed
             scope.conclude(success, last=not (frame.shared or stale))
         except Exception as error:
             refuse(scope, response, error)
             raise
-        if phase is not DECIDED and type(response.response) is not list:
+        if phase is not DECIDED and streamed:
             follow(frame, response, success=success and phase is REQUEST)
 
     def _concluded(self, scope: Scope, response: Response) -> Response:

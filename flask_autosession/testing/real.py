@@ -114,8 +114,9 @@ class Real(ABC):
     def _prepare(self) -> None:
         ensure(self.app, self.source)
         # What an app finds that is only made in the test may be what the test has written.
-        looked_at = set().union(*_looked_at.values()) if self._lazy else set()
-        tables = set()
+        looked_at: set[tuple[object, str]] = set()
+        looked_at.update(*(_looked_at.values() if self._lazy else ()))
+        tables: set[tuple[object, str]] = set()
         for key, engine in engines_of(self.app).items():
             before, metadata = known_of(self.app, key).rows, metadata_of(self.app, key)
             tables |= {(database_key(engine), name) for name in metadata.tables}
