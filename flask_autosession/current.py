@@ -65,11 +65,10 @@ def is_dispatched(scope: Scope) -> bool:
 
 
 def dispatches_another(found: object) -> bool:
-    """Whether a request is being dispatched in an app context that is not the current one.
+    """Whether an app context is busy with a request that is not the current one.
 
-    A view may push the context of another request, which then is in the same app context.
+    A view may push the context of another request, which then shares the view's app context.
 
     :param found: The attribute ``autosession`` of the app context.
     """
-    busy = found.frame if isinstance(found, Scope) and found.frame.running else None
-    return busy is not None and busy.request is not current_request()
+    return isinstance(found, Scope) and found.frame.running and not is_dispatched(found)

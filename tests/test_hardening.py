@@ -1040,6 +1040,25 @@ def test_row_10_a_connection_from_before_the_savepoint_is_covered(
     assert world.database.names == ["kept"]
 
 
+def test_row_10_a_savepoint_behind_a_failure_fails_at_its_first_statement(world: World) -> None:
+    """It can be entered on every database, also where a failure has aborted what is around it."""
+    entered: list[str] = []
+
+    def view() -> str:
+        with suppress(DoomedError), world.auto.savepoint():
+            with suppress(DBAPIError):
+                world.db.session.execute(sa.text("SELECT x FROM nowhere"))
+            with suppress(DBAPIError, DoomedError), world.auto.savepoint():
+                entered.append("inner")
+                world.Thing(name="gone").save()
+        world.Thing(name="kept").save()
+        return "done"
+
+    assert answer(world, view) == 200
+    assert entered == ["inner"]
+    assert world.database.names == ["kept"]
+
+
 @pytest.mark.parametrize("touched", [False, True])
 @pytest.mark.parametrize("inner_status", [200, 400])
 @pytest.mark.parametrize("fails", [False, True])
